@@ -1,0 +1,152 @@
+"""What crosses a boundary: small frozen records, JSON in and out.
+
+Every record knows how to become one line of JSON. Nothing here imports torch, so that the parent of a
+study, the command line and the report read records without paying for it.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+FinishReason = Literal["stop", "eos", "length"]
+"""Why a completion ended: a stop string, the end-of-text token, or the token limit (truncated)."""
+
+GradeStatus = Literal["ok", "timeout", "error"]
+"""Whether the grader reached a verdict by itself; anything but `ok` scores 0 and is counted."""
+
+
+class Record(BaseModel):
+    """A frozen value that travels between floors, hosts and files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Problem(Record):
+    """One question with the prompt it is asked through, its gold answer and, when known, a trace."""
+
+    id: str
+    """Unique in its data set; stable across re-splits."""
+    question: str
+    prompt: str
+    """The rendered template; what the model is conditioned on."""
+    ground_truth: str
+    """The short gold answer the grader compares with."""
+    trace: str | None = None
+    """A response to imitate: the text that follows `prompt`, up to and including `</answer>`."""
+    meta: dict[str, str | int | float | bool | None] = {}
+    """Level, subject, number of steps … whatever the source tells."""
+
+
+class Completion(Record):
+    """One sampled response, by token ids: what was sampled is what is trained on."""
+
+    problem_id: str
+    sample_index: int
+    """0 … G-1 within the problem."""
+    prompt_ids: list[int]
+    response_ids: list[int]
+    """Includes the token that completed the stop string, or the EOS token, when there is one."""
+    text: str
+    """Decoded response, stop string kept, EOS left out."""
+    finish_reason: FinishReason
+    sampler_log_probs: list[float] | None = None
+    """Log-probability (nats) the sampler gave each response token; dropped where nothing needs it."""
+    mean_entropy: float | None = None
+    """Mean next-token entropy (nats) over the response tokens, from the sampler's distribution."""
+
+
+class GradedResponse(Record):
+    """The grader's verdict on one response."""
+
+    format_reward: float
+    answer_reward: float
+    reward: float
+    extracted: str | None = None
+    """The answer text the verdict was about; None if there was none to extract."""
+    method: str = "none"
+    """Which test decided: `string`, `symbolic`, `math_verify`, `number`, `none` …"""
+    status: GradeStatus = "ok"
+    suspicious: bool = False
+    """The response looks like it plays the gate (several answer blocks, several options …)."""
+    milliseconds: float | None = None
+    """Time to the verdict; left out of stored grades, which must not differ from run to run."""
+
+
+class ScoredCompletion(Record):
+    """A completion with its verdict."""
+
+    completion: Completion
+    grade: GradedResponse
+
+
+class ArtifactRef(Record):
+    """A finished artifact in the store: enough to find it and to be sure it is the one meant."""
+
+    stage: str
+    key: str
+    digest: str
+    """sha256 over the artifact's content files; the part of it that enters later keys."""
+
+
+class EvalReport(Record):
+    """The numbers of one evaluation, over n completions of n problems (one each) unless said."""
+
+    n: int
+    n_correct: int
+    n_formatted: int
+    accuracy: float
+    accuracy_low: float
+    """Lower end of the 95 % Wilson interval."""
+    accuracy_high: float
+    format_rate: float
+    accuracy_formatted: float | None
+    """Correct among formatted responses; None if none was formatted."""
+    truncation_rate: float
+    categories: dict[str, int]
+    """Counts by (format, answer) reward: "1,1", "1,0", "0,0" (and "0,1" where a reward allows it)."""
+    failures: dict[str, int]
+    """Counts of the taxonomy of failure reasons."""
+    mean_length: float
+    """Response tokens."""
+    mean_length_correct: float | None
+    mean_length_incorrect: float | None
+    mean_entropy: float | None
+    """Nats per response token."""
+    n_suspicious: int
+    n_timeouts: int
+    response_tokens: int
+
+
+R = TypeVar("R", bound=Record)
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel]) -> int:
+    """Write one record a line; return how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(record.model_dump_json(exclude_none=True) + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: Path, kind: type[R]) -> list[R]:
+    """Read a file of `kind` records; an invalid line raises ValueError naming file and line."""
+    return list(iterate_jsonl(path, kind))
+
+
+def iterate_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the `kind` records of a file one by one (same errors as `read_jsonl`)."""
+    with path.open("r", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield kind.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"]) or "the line"
+                raise ValueError(f"{path}, line {number}: {where}: {first['msg']}") from error
+
