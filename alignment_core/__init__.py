@@ -1,0 +1,50 @@
+"""alignment_core: the mathematics and the machinery of reasoning alignment, usable as a library on its own.
+
+Names are loaded from their rooms at first use, so that importing the package costs nothing (no torch), and a
+stage depends only on the rooms it names.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_ROOMS = {
+    "advantages": ("GroupStatistics", "group_advantages", "group_statistics"),
+    "assignment": (
+        "compute_entropy",
+        "compute_group_normalized_rewards",
+        "compute_grpo_clip_loss",
+        "compute_naive_policy_gradient_loss",
+        "compute_per_instance_dpo_loss",
+        "compute_policy_gradient_loss",
+        "get_packed_sft_dataset",
+        "get_response_log_probs",
+        "grpo_microbatch_train_step",
+        "iterate_batches",
+        "log_generations",
+        "sft_microbatch_train_step",
+        "tokenize_prompt_and_output",
+    ),
+    "batching": ("Batch", "TokenSequence", "collate", "micro_batches"),
+    "config": ("StudyConfig",),
+    "logprobs": ("TokenScores", "response_log_probs"),
+    "losses": ("aggregate", "batch_denominator", "dpo_loss", "grpo_clip_loss", "policy_gradient_loss"),
+    "masking": ("masked_mean", "masked_normalize", "masked_sum"),
+    "records": ("ArtifactRef", "Completion", "EvalReport", "GradedResponse", "Problem", "ScoredCompletion"),
+    "seeding": ("derive_seed",),
+    "selection": ("select_correct", "selection_report"),
+}
+"""Room -> the names it lends the package."""
+
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name from its room at first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The module's own names and the lent ones."""
+    return sorted({*globals(), *_HOME})

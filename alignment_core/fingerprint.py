@@ -1,0 +1,241 @@
+"""The code part of a stage key: every definition the stage can reach by name, as a normalised syntax tree.
+
+From an entry function the names it uses are followed through `alignment_core` (functions, classes, module
+constants, imports inside functions included). Comments, docstrings, formatting and edits to definitions
+that are not reached change nothing. Nothing is imported: the sources are read as text, so the parent of
+a study pays for no torch. A definition that names a file of `alignment_core/templates` covers its content.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "alignment_core"
+ROOT = Path(__file__).parent
+VERSIONED = {"torch", "transformers", "tokenizers", "vllm", "math_verify", "sympy", "datasets", "matplotlib"}
+"""External packages whose version can change a result, if the reached code imports them."""
+MODULE_BODY = "<module>"
+
+
+@dataclass
+class Definition:
+    """One top-level name of a module: its digest, and what it refers to."""
+
+    digest: str
+    names: set[str]
+    """Plain names used in the body."""
+    chains: set[tuple[str, ...]]
+    """Dotted uses such as ("losses", "aggregate")."""
+    imports: dict[str, str] = field(default_factory=dict)
+    """Imports made inside the body: alias -> dotted target."""
+
+
+@dataclass
+class Module:
+    """The top-level definitions of one source file and the imports they share."""
+
+    definitions: dict[str, Definition]
+    imports: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a stage's code is: digest by definition, and versions of the libraries it reaches."""
+
+    definitions: dict[str, str]
+    versions: dict[str, str]
+
+
+@cache
+def fingerprint(entry: str) -> Fingerprint:
+    """The fingerprint of `entry`, given as "alignment_core.stages.sft:run".
+
+    Raises ValueError if the entry, or a name imported from a module of the package, is not defined there.
+    """
+    module, _, name = entry.partition(":")
+    pending = [(module, name)]
+    seen: dict[str, str] = {}
+    external: set[str] = set()
+    while pending:
+        module, name = pending.pop()
+        label = f"{module}.{name}"
+        if label in seen:
+            continue
+        definition = _definition(module, name)
+        seen[label] = definition.digest
+        for target in _targets(module, definition):
+            if target.split(".")[0] != PACKAGE:
+                external.add(target.split(".")[0])
+                continue
+            pending.extend(_resolve(target))
+    versions = {package: _version(package) for package in sorted(external & VERSIONED)}
+    return Fingerprint(dict(sorted(seen.items())), versions)
+
+
+def _definition(module: str, name: str) -> Definition:
+    definitions = read_module(module).definitions
+    if name not in definitions:
+        raise ValueError(f"{module} defines no {name!r}: import names from the module that defines them")
+    return definitions[name]
+
+
+def _targets(module: str, definition: Definition) -> Iterator[str]:
+    """Dotted targets of every name a definition uses."""
+    shared = read_module(module)
+    if MODULE_BODY in shared.definitions:
+        yield f"{module}.{MODULE_BODY}"
+    for chain in definition.chains | {(name,) for name in definition.names}:
+        head, rest = chain[0], chain[1:]
+        if head in definition.imports:
+            yield ".".join((definition.imports[head], *rest))
+        elif head in shared.definitions:
+            yield f"{module}.{head}"
+        elif head in shared.imports:
+            yield ".".join((shared.imports[head], *rest))
+
+
+def _resolve(target: str) -> Iterator[tuple[str, str]]:
+    """(module, name) pairs of a dotted target inside the package; a bare module means all it defines."""
+    parts = target.split(".")
+    for size in range(len(parts), 0, -1):
+        module = ".".join(parts[:size])
+        if _source(module) is None:
+            continue
+        if size < len(parts):
+            yield module, parts[size]
+        elif module != PACKAGE:
+            yield from ((module, name) for name in read_module(module).definitions)
+        return
+
+
+@cache
+def _source(module: str) -> Path | None:
+    folder = ROOT.joinpath(*module.split(".")[1:])
+    if folder.is_dir() and (folder / "__init__.py").is_file():
+        return folder / "__init__.py"
+    file = folder.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@cache
+def read_module(module: str) -> Module:
+    """Parse one module of the package into its definitions."""
+    path = _source(module)
+    if path is None:
+        raise ValueError(f"no module {module} under {ROOT}")
+    bodies: dict[str, list[ast.stmt]] = {}
+    imports: dict[str, str] = {}
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            imports.update(_imported(statement))
+        elif not _is_string(statement):
+            for name in _defined(statement) or {MODULE_BODY}:
+                bodies.setdefault(name, []).append(statement)
+    return Module({name: _describe(body) for name, body in bodies.items()}, imports)
+
+
+def _imported(statement: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    if isinstance(statement, ast.Import):
+        return {
+            alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+            for alias in statement.names
+        }
+    return {alias.asname or alias.name: f"{statement.module}.{alias.name}" for alias in statement.names}
+
+
+def _defined(statement: ast.stmt) -> set[str]:
+    """Names a top-level statement binds."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    stores = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return {node.id for node in stores}
+
+
+def _describe(body: list[ast.stmt]) -> Definition:
+    text = "\n".join(_normal(statement) for statement in body)
+    names: set[str] = set()
+    chains: set[tuple[str, ...]] = set()
+    imports: dict[str, str] = {}
+    for statement in body:
+        for node in _walk_outermost(statement):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports.update(_imported(node))
+            elif isinstance(node, ast.Attribute):
+                chain = _chain(node)
+                if chain:
+                    chains.add(chain)
+            elif isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text += _template_digest(node.value)
+    return Definition(hashlib.sha256(text.encode()).hexdigest()[:16], names, chains, imports)
+
+
+def _walk_outermost(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk, but take a dotted chain as one node: `a.b.c` must not also count as a bare use of `a`."""
+    yield node
+    if isinstance(node, ast.Attribute) and _chain(node):
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _walk_outermost(child)
+
+
+def _chain(node: ast.Attribute) -> tuple[str, ...]:
+    """("a", "b", "c") for a.b.c; empty if the chain starts at anything but a name."""
+    parts = [node.attr]
+    value = node.value
+    while isinstance(value, ast.Attribute):
+        parts.append(value.attr)
+        value = value.value
+    return (value.id, *reversed(parts)) if isinstance(value, ast.Name) else ()
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _normal(node: ast.AST) -> str:
+    """A dump without positions, strings that stand alone (docstrings) and empty fields.
+
+    Empty fields are left out because Python versions differ in which ones they have (`type_params`).
+    """
+    parts = []
+    for name, value in ast.iter_fields(node):
+        if name in {"ctx", "kind", "type_comment"} or value is None or value == []:
+            continue
+        parts.append(f"{name}={_normal_value(value)}")
+    return f"{type(node).__name__}({','.join(parts)})"
+
+
+def _normal_value(value: object) -> str:
+    if isinstance(value, ast.AST):
+        return _normal(value)
+    if isinstance(value, list):
+        kept = (item for item in value if not (isinstance(item, ast.stmt) and _is_string(item)))
+        return f"[{','.join(_normal_value(item) for item in kept)}]"
+    return repr(value)
+
+
+@cache
+def _template_digest(name: str) -> str:
+    path = ROOT / "templates" / name
+    if "/" in name or "\0" in name or not name or len(name) > 80 or not path.is_file():
+        return ""
+    return f"\n{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@cache
+def _version(package: str) -> str:
+    """Installed version without its local part: 2.13.0+cpu and 2.13.0 compute the same things."""
+    try:
+        return importlib.metadata.version(package.replace("_", "-")).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,174 @@
+r"""LaTeX answers as plain text, for the symbolic test: `\frac{1}{2}` -> `1/2`, `\sqrt3` -> `sqrt(3)`.
+
+A small renderer of our own: one pass over tokens, nesting bounded, unknown commands dropped and their arguments
+kept. Everything that cannot be rendered raises `Unreadable`, which the caller takes as "not equal".
+"""
+
+import re
+from fractions import Fraction
+
+from alignment_core.latex_normal import unwrap_text
+
+MAX_NESTING = 40
+
+
+class Unreadable(ValueError):
+    """The text is outside what the symbolic test reads: malformed, too deep or too large."""
+
+
+_TOKEN = re.compile(r"\\[A-Za-z]+\s*|\\.|[{}$~&\[\]]|[^\\{}$~&\[\]]+|\\", re.DOTALL)
+_NAMES = {
+    "pi": "pi", "infty": "inf", "cup": "U", "cdot": "*", "times": "*", "div": "/", "pm": "±", "mp": "∓",
+    "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "cap": "∩", "in": "∈", "circ": "∘",
+    "approx": "≈", "to": "→", "emptyset": "∅", "varnothing": "∅", "ldots": "…", "dots": "…", "cdots": "…",
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "theta": "θ",
+    "lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ",
+    "omega": "ω", "Delta": "Δ", "Omega": "Ω", "angle": "∠", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉",
+    "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "arcsin": "arcsin",
+    "arccos": "arccos", "arctan": "arctan", "log": "log", "ln": "ln", "exp": "exp", "gcd": "gcd", "max": "max",
+    "min": "min", "quad": " ", "qquad": " ", "mid": "|",
+}  # fmt: skip
+_DISCARDED = {"mbox", "label"}
+_MATRICES = {"pmatrix", "bmatrix", "vmatrix", "matrix", "array", "smallmatrix"}
+
+
+def render(text: str) -> str:
+    r"""`text` with its LaTeX commands rendered; mixed numbers get a space before the fraction."""
+    return _Renderer(_TOKEN.findall(text)).sequence(0, None).strip()
+
+
+class _Renderer:
+    """Recursive descent over the tokens; `position` is the next one to read."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.position = 0
+
+    def sequence(self, depth: int, end: str | None) -> str:
+        """Everything up to `end` (or the end of the text: unclosed groups are tolerated)."""
+        if depth > MAX_NESTING:
+            raise Unreadable("nested too deep")
+        parts = []
+        while self.position < len(self.tokens):
+            token = self.tokens[self.position]
+            self.position += 1
+            if token == end:
+                break
+            parts.append(self.token(token, depth))
+        return "".join(parts)
+
+    def token(self, token: str, depth: int) -> str:
+        """One token rendered, with the arguments it takes."""
+        if token == "{":
+            return self.sequence(depth + 1, "}")
+        if token in "}$":
+            return ""
+        if token == "~":
+            return " "
+        if token.startswith("\\"):
+            return self.command(token[1:].rstrip(), depth)
+        return token
+
+    def command(self, name: str, depth: int) -> str:
+        """A command by name; unknown ones vanish and leave their arguments to be read as text."""
+        if name in {"frac", "dfrac", "tfrac", "cfrac"}:
+            upper = self.argument(depth)
+            return f" {upper}/{self.argument(depth)}"
+        if name == "sqrt":
+            index = self.option(depth)
+            return f"{'root' + index if index else 'sqrt'}({self.argument(depth)})"
+        if name == "begin":
+            return self.environment(self.argument(depth), depth)
+        if name in {"end", *_DISCARDED}:
+            self.argument(depth)
+            return ""
+        if name in {",", ";", ":", " "}:
+            return " "
+        if name == "\\":
+            return "\n"
+        return _NAMES.get(name, name if not name.isalpha() and name not in "!()[]" else "")
+
+    def argument(self, depth: int) -> str:
+        """The group, command or single character that follows."""
+        while self.position < len(self.tokens) and not self.tokens[self.position].strip():
+            self.position += 1
+        if self.position >= len(self.tokens):
+            raise Unreadable("a command lacks its argument")
+        token = self.tokens[self.position]
+        if token[0] in "\\{}$~&[]":
+            self.position += 1
+            if depth >= MAX_NESTING:
+                raise Unreadable("nested too deep")
+            return self.token(token, depth + 1)
+        token = token.lstrip()
+        self.tokens[self.position] = token[1:]
+        return token[0]
+
+    def option(self, depth: int) -> str:
+        """The bracketed option that follows, if any."""
+        if self.position < len(self.tokens) and self.tokens[self.position] == "[":
+            self.position += 1
+            return self.sequence(depth + 1, "]")
+        return ""
+
+    def environment(self, name: str, depth: int) -> str:
+        """A matrix as `[a&b;c&d]`, anything else as its content."""
+        if name == "array":
+            self.argument(depth)
+        start = self.position
+        while self.position < len(self.tokens) and self.tokens[self.position].rstrip() != "\\end":
+            self.position += 1
+        inner = _Renderer(self.tokens[start : self.position]).sequence(depth + 1, None)
+        if self.position < len(self.tokens):
+            self.position += 1
+            self.argument(depth)
+        if name not in _MATRICES:
+            return inner
+        return "[" + ";".join("&".join(cell.strip() for cell in row.split("&")) for row in inner.split("\n")) + "]"
+
+
+_UNIT_POWER = re.compile(
+    r"(?:degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard)(?:es)?s? *(?:\^[0-9]+)?"
+)
+_DEGREE_MARK = re.compile(r"\^ *\\circ")
+_MAGNITUDES = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.0*)?", re.ASCII)
+_MIXED = re.compile(r"(?<=[0-9]) +(?=[0-9])")
+
+
+def plain_text(text: str) -> str:
+    """The rendered, space-free, lower-case spelling on which the symbolic test works; raises `Unreadable`."""
+    text = unwrap_text(text.strip())
+    for mark in ("\\%", "\\$", "$", "%"):
+        text = text.replace(mark, "")
+    text = text.replace(" or ", " , ").replace(" and ", " , ")
+    for word, power in _MAGNITUDES:
+        text = text.replace(word, power)
+    text = _DEGREE_MARK.sub("", _UNIT_POWER.sub("", text))
+    if text.startswith("{") and text.endswith("}"):
+        text = text[1:-1]
+    text = _integer_or_same(text)
+    if "\\" in text:
+        text = render(text)
+    text = _MIXED.sub("+", re.sub(r"- *", "-", text)).replace(" ", "")
+    text = text.replace("{", "").replace("}", "").lower()
+    return _integer_or_same(text)
+
+
+def integer_value(text: str) -> int | None:
+    """The integer that `text` spells (thousands commas and `2.0` allowed, off by at most 1e-7), else None."""
+    if len(text) > 400:
+        return None
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    if not _NUMBER.fullmatch(text):
+        return None
+    value = Fraction(text)
+    nearest = round(value)
+    return nearest if abs(value - nearest) <= Fraction(1, 10**7) else None
+
+
+def _integer_or_same(text: str) -> str:
+    value = integer_value(text.strip())
+    return text if value is None else str(value)

@@ -1,0 +1,141 @@
+"""Models and tokenizers in and out: Hugging Face folders with safetensors, float32 master weights.
+
+Nothing a checkpoint supplies decides how we sample: of its generation config only the token ids are kept.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+ComputeDtype = Literal["float32", "bfloat16"]
+
+
+def choose_device() -> torch.device:
+    """The first CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Tokenizer of a local folder or a hub id. Raises ValueError for a path that is not a folder."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_checked_source(source), revision=revision)
+    return tokenizer
+
+
+def load_model(
+    source: str | Path,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    gradient_checkpointing: bool = False,
+) -> PreTrainedModel:
+    """Causal language model of a local folder or a hub id: float32 weights, dropout off, on `device`.
+
+    Only safetensors are read (a pickle can run code). `gradient_checkpointing` trades a third more compute for
+    activations that are recomputed. Raises ValueError for a path that is not a folder, or for weights that lack
+    a part of the model.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        _checked_source(source), revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(
+            f"{source} lacks the weights {missing} …, which would be random: give a complete causal language model"
+        )
+    disable_dropout(model)
+    model.generation_config = _token_ids_only(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    loaded: PreTrainedModel = model.to(device or choose_device())
+    return loaded.eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights (safetensors, in the dtype they are held in), configs and tokenizer into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.generation_config = _token_ids_only(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a text: the tokenizer's, the model config's, and the generation config's (often a list)."""
+    sources = (
+        getattr(tokenizer, "eos_token_id", None),
+        getattr(getattr(model, "config", None), "eos_token_id", None),
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
+    )
+    found: set[int] = set()
+    for source in sources:
+        found.update(source if isinstance(source, (list, tuple)) else [] if source is None else [source])
+    return frozenset(found)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills padding: pad, else EOS, else 0. Any id would do, since masks come from lengths."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+    return 0
+
+
+def vocab_limit(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Ids from here on are padding of the embedding table: never sampled, probability 0 in training."""
+    return len(tokenizer)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's weights."""
+    return next(model.parameters()).device
+
+
+def autocast(device: torch.device, compute_dtype: ComputeDtype) -> AbstractContextManager[object]:
+    """Context in which float32 master weights compute in `compute_dtype`."""
+    if compute_dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0, so that train and eval mode compute the same log-probs."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def tensors_by_name(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """What a checkpoint must hold: parameters, each tied one once, and persistent buffers."""
+    parameters = dict(model.named_parameters())
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
+
+
+def _token_ids_only(model: PreTrainedModel) -> GenerationConfig:
+    """A generation config without sampling defaults (penalties, top-k …), which would leak into what is sampled."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    kept = {name: getattr(model.generation_config, name, None) for name in names}
+    return GenerationConfig(**{name: value for name, value in kept.items() if value is not None})
+
+
+def _checked_source(source: str | Path) -> str:
+    """A hub id as it is; anything that looks like a path must be a folder."""
+    text = str(source)
+    if isinstance(source, Path) or text.startswith((".", "/", "~")):
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"no model folder at {folder}: give a folder in Hugging Face layout, or a hub id")
+        return str(folder)
+    return text

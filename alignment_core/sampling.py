@@ -1,0 +1,110 @@
+"""What sampling is, whoever does it: requests in, completions out, token ids on both sides.
+
+A completion is a function of (weights, prompt ids, request seed, settings) and of nothing else: neither of the
+batch it was decoded in nor of the order of the requests, up to rounding of the logits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment_core.batching import TokenSequence
+from alignment_core.config import SamplingConfig
+from alignment_core.models import ComputeDtype
+from alignment_core.records import Completion, Problem
+from alignment_core.seeding import derive_seed
+
+Progress = Callable[[int, int], None]
+"""Called with (completions done, completions asked for)."""
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """One completion asked for."""
+
+    problem_id: str
+    sample_index: int
+    prompt_ids: list[int]
+    seed: int
+    """Decides this completion's random draws, alone."""
+
+
+class Sampler(Protocol):
+    """Draws completions from a policy."""
+
+    def sample(
+        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: Progress | None = None
+    ) -> list[Completion]:
+        """One completion per request, in their order."""
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Sample from `model`'s present weights from now on; to be called after every change of them."""
+
+
+def make_sampler(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: SamplingConfig,
+    compute_dtype: ComputeDtype = "float32",
+) -> Sampler:
+    """The sampler `config.backend` names, over a loaded model.
+
+    Raises ValueError for a backend this installation does not have.
+    """
+    if config.backend != "transformers":
+        raise ValueError(f"sampling.backend {config.backend!r} is not available here: set it to transformers")
+    # Imported here: this module's types serve rooms that never load a sampler.
+    from alignment_core.transformers_sampler import TransformersSampler
+
+    return TransformersSampler(model, tokenizer, compute_dtype)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Ids of a prompt: its text, after the BOS token where the tokenizer puts one before every text.
+
+    Raises ValueError for a prompt without a token.
+    """
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer.encode("", add_special_tokens=True)[:1] == [bos]:
+        ids = [bos, *ids]
+    if not ids:
+        raise ValueError("a prompt has no token: give the template some text")
+    return ids
+
+
+def encode_trace(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, append_eos: bool = False
+) -> TokenSequence:
+    """Prompt and response tokenized apart, as a rollout is made of them.
+
+    Traces end in the stop string, which ends a rollout by itself, so no EOS follows them; `append_eos` is for
+    responses that only an EOS would end. Raises ValueError if it is asked for and the tokenizer has none.
+    """
+    ids: list[int] = tokenizer.encode(response, add_special_tokens=False)
+    if append_eos:
+        if not isinstance(tokenizer.eos_token_id, int):
+            raise ValueError("append_eos needs an EOS token, and this tokenizer has none: leave it out")
+        ids = [*ids, tokenizer.eos_token_id]
+    return TokenSequence(prompt_ids=encode_prompt(tokenizer, prompt), response_ids=ids)
+
+
+def build_requests(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, samples_per_problem: int, *seed_parts: int | str
+) -> list[PromptRequest]:
+    """P problems x G samples, problem by problem; each seed is derived from (seed_parts, problem id, sample index).
+
+    A problem that occurs twice goes on counting its samples, so that the second group is not a copy of the first.
+    """
+    requests: list[PromptRequest] = []
+    next_index: dict[str, int] = {}
+    for problem in problems:
+        prompt_ids = encode_prompt(tokenizer, problem.prompt)
+        first = next_index.get(problem.id, 0)
+        next_index[problem.id] = first + samples_per_problem
+        for index in range(first, first + samples_per_problem):
+            seed = derive_seed(*seed_parts, problem.id, index)
+            requests.append(PromptRequest(problem.id, index, prompt_ids, seed))
+    return requests

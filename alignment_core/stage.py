@@ -1,0 +1,249 @@
+"""One stage of a study: its key, its work directory, its record, its checkpoints, its publication.
+
+`run_stage` is the whole of it. A stage kind is a module `alignment_core.stages.<kind>` with `CONFIG` (its
+settings class) and `run(config, inputs, output, run)`. Prefect and MLflow are not needed here.
+"""
+
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from alignment_core.fingerprint import fingerprint
+from alignment_core.records import ArtifactRef, Record
+from alignment_core.store import RECORD, Components, Lookup, ManifestDraft, Producer, Store, sync_folder, write_durably
+
+EVENTS = "events.jsonl"
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is due this long after the last one: what a kill may cost."""
+
+
+class Event(Record):
+    """One line of a stage's own record."""
+
+    kind: Literal["point", "rows", "say", "checkpoint"]
+    """`checkpoint`: everything before it is durable and will not be taken back by a resume."""
+    step: int
+    time: float
+    """Unix time, seconds."""
+    metrics: dict[str, float] = {}
+    total: int | None = None
+    """Steps expected in all, where known."""
+    name: str = ""
+    """Name of the table of a `rows` event; text of a `say` event."""
+    rows: list[dict[str, Any]] = []
+
+
+OnEvent = Callable[[Event], None]
+
+
+class StageSpec(Record):
+    """Everything a stage run is a function of."""
+
+    stage: str
+    label: str
+    """For people: which of the study's stages this is, e.g. `sft/512/raw/seed0`. Not in the key."""
+    config: dict[str, Any]
+    inputs: dict[str, ArtifactRef]
+    components: Components
+    key: str
+
+
+class StageOutcome(Record):
+    """How a stage ended well."""
+
+    ref: ArtifactRef
+    how: Literal["cached", "ran", "resumed"]
+    reason: str
+    seconds: float
+
+
+def make_spec(stage: str, config: BaseModel, inputs: Mapping[str, ArtifactRef], label: str) -> StageSpec:
+    """The spec of a stage, key included; imports no stage code."""
+    code = fingerprint(f"alignment_core.stages.{stage}:run")
+    settings = config.model_dump(mode="json")
+    components = Components(
+        stage=stage,
+        config=settings,
+        inputs={name: ref.digest for name, ref in inputs.items()},
+        code=code.definitions,
+        versions=code.versions,
+    )
+    return StageSpec(
+        stage=stage, label=label, config=settings, inputs=dict(inputs), components=components, key=components.key()
+    )
+
+
+def run_stage(
+    store: Store,
+    spec: StageSpec,
+    on_event: OnEvent | None = None,
+    annotations: Mapping[str, str] | None = None,
+    reason: str = "",
+) -> StageOutcome:
+    """Return the artifact of `spec`, computing it if the store has no whole copy.
+
+    One process works on a key at a time (flock, freed by the kernel on death); a second one waits and
+    shares the result. A run that was cut off goes on from its last complete checkpoint.
+    """
+    began = time.time()
+    with _exclusive(store.root / ".locks" / f"{spec.stage}-{spec.key}.lock"):
+        found = store.lookup(spec.stage, spec.key)
+        if found.ref is not None:
+            return StageOutcome(ref=found.ref, how="cached", reason="computed meanwhile", seconds=time.time() - began)
+        run = StageRun(store.root / ".work" / f"{spec.stage}-{spec.key}", on_event)
+        resumed_from = run.resume()
+        module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
+        inputs = {name: store.path(ref) for name, ref in spec.inputs.items()}
+        module.run(module.CONFIG.model_validate(spec.config), inputs, run.output, run)
+        run.close()
+        draft = ManifestDraft(
+            stage=spec.stage,
+            key=spec.key,
+            label=spec.label,
+            components=spec.components,
+            parents=spec.inputs,
+            producer=Producer(
+                started=began,
+                seconds=time.time() - began,
+                host=socket.gethostname(),
+                resumed_from_step=resumed_from,
+                annotations=dict(annotations or {}),
+            ),
+        )
+        ref = store.publish(run.output, draft)
+        shutil.rmtree(run.folder)
+    how: Literal["ran", "resumed"] = "ran" if resumed_from is None else "resumed"
+    return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - began)
+
+
+def _why(found: Lookup) -> str:
+    return found.reason or "no such artifact yet"
+
+
+class StageRun:
+    """The work directory of a stage under way; what a stage sees of the world (a `RunContext`).
+
+    WORK/output/            what will be published (its record/ subfolder holds events.jsonl)
+    WORK/checkpoints/N/     complete checkpoints, marker `complete.json` written before the rename
+    """
+
+    def __init__(self, folder: Path, on_event: OnEvent | None = None) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        self._checkpoints = folder / "checkpoints"
+        self._events_path = self.output / RECORD / EVENTS
+        self._on_event = on_event
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> int | None:
+        """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step."""
+        checkpoint = self.latest_checkpoint()
+        length, step = 0, None
+        if checkpoint is not None:
+            marker = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))
+            length, step = marker["event_bytes"], marker["step"]
+        for path in self.output.glob("*"):
+            if path.name != RECORD:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._events_path.parent.mkdir(parents=True, exist_ok=True)
+        self._events = self._events_path.open("ab")
+        self._events.truncate(length)
+        if step is not None:
+            self._replay(step)
+        return step
+
+    def _replay(self, step: int) -> None:
+        """Tell the listener what is kept, in case whoever listened last died before hearing it."""
+        if self._on_event is None:
+            return
+        for event in read_events(self.output):
+            self._on_event(event)
+        self._on_event(Event(kind="checkpoint", step=step, time=time.time()))
+
+    def close(self) -> None:
+        """Make the record durable; called once, before publication."""
+        self._events.flush()
+        os.fsync(self._events.fileno())
+        self._events.close()
+
+    def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
+        """Record one point."""
+        self._append(Event(kind="point", step=step, time=time.time(), metrics=dict(metrics), total=total))
+
+    def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        """Record a table of samples."""
+        self._append(Event(kind="rows", step=step, time=time.time(), name=name, rows=[dict(row) for row in rows]))
+
+    def say(self, text: str) -> None:
+        """Record a line for whoever watches."""
+        self._append(Event(kind="say", step=0, time=time.time(), name=text))
+
+    def _append(self, event: Event) -> None:
+        self._events.write(event.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def checkpoint_due(self) -> bool:
+        """Whether CHECKPOINT_SECONDS have passed since the last checkpoint, or the start."""
+        return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write to a temporary folder, fsync, mark complete, rename; then drop the older ones."""
+        staging = self._checkpoints / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        write(staging)
+        for path in staging.rglob("*"):
+            if path.is_file():
+                _sync_file(path)
+        self._events.flush()
+        os.fsync(self._events.fileno())
+        marker = {"step": step, "event_bytes": self._events_path.stat().st_size}
+        write_durably(staging / "complete.json", json.dumps(marker))
+        target = self._checkpoints / f"{step:08d}"
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+        sync_folder(self._checkpoints)
+        for older in self._complete()[:-1]:
+            shutil.rmtree(older)
+        self._saved_at = time.monotonic()
+        if self._on_event is not None:
+            self._on_event(Event(kind="checkpoint", step=step, time=time.time()))
+
+    def latest_checkpoint(self) -> Path | None:
+        """Folder of the newest complete checkpoint, if any."""
+        complete = self._complete()
+        return complete[-1] if complete else None
+
+    def _complete(self) -> list[Path]:
+        return sorted(path.parent for path in self._checkpoints.glob("[0-9]*/complete.json"))
+
+
+def read_events(artifact: Path) -> Iterator[Event]:
+    """The record of a finished stage, line by line."""
+    with (artifact / RECORD / EVENTS).open("r", encoding="utf-8") as file:
+        for line in file:
+            yield Event.model_validate_json(line)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,45 @@
+"""How stages read each other's folders: models, problems, training examples."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from alignment_core.batching import TokenSequence
+from alignment_core.config import Split
+from alignment_core.records import Problem, Record, read_jsonl
+from alignment_core.sampling import encode_trace
+
+
+class TokenExample(Record):
+    """A sampled response kept for training, by ids: text is never tokenized again."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+def model_location(artifact: Path) -> tuple[str, str | None]:
+    """Where the weights of a model artifact lie: (folder or hub id, revision)."""
+    pointer = artifact / "record" / "location.json"
+    if pointer.is_file():
+        location = json.loads(pointer.read_text(encoding="utf-8"))
+        return location["source"], location["revision"]
+    return str(artifact / "model"), None
+
+
+def read_split(problems: Path, split: Split) -> list[Problem]:
+    """The problems of one split."""
+    return read_jsonl(problems / f"{split}.jsonl", Problem)
+
+
+def read_examples(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
+    """Training pairs of a prepare, filter or select artifact.
+
+    Traces are tokenized apart from their prompts; selected samples keep the ids they were sampled with.
+    """
+    selected = folder / "examples.jsonl"
+    if selected.is_file():
+        return [TokenSequence(item.prompt_ids, item.response_ids) for item in read_jsonl(selected, TokenExample)]
+    traces = (problem for problem in read_jsonl(folder / "traces.jsonl", Problem) if problem.trace is not None)
+    return [encode_trace(tokenizer, problem.prompt, problem.trace or "") for problem in traces]

@@ -1,0 +1,48 @@
+"""Stage `grpo`: one policy-gradient run from a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignment_core.config import GRPOStage
+from alignment_core.models import load_model, load_tokenizer, save_model
+from alignment_core.policy_gradient import train_grpo
+from alignment_core.runs import RunContext
+from alignment_core.sampling import make_sampler
+from alignment_core.stages.artifacts import model_location, read_split
+from alignment_core.validation import make_validator
+
+CONFIG = GRPOStage
+
+
+def run(config: GRPOStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
+    """Write model/, a Hugging Face folder."""
+    source, revision = model_location(inputs["model"])
+    tokenizer = load_tokenizer(source, revision)
+    model = load_model(source, revision)
+    sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype)
+    validate = make_validator(
+        read_split(inputs["problems"], "dev"),
+        config.grpo.validation_problems,
+        tokenizer,
+        config.sampling,
+        config.reward,
+        run,
+        config.seed,
+        config.compute_dtype,
+        sampler=sampler,
+        rows_logged=config.grpo.rollouts_logged,
+    )
+    train_grpo(
+        model,
+        tokenizer,
+        read_split(inputs["problems"], "train"),
+        config.grpo,
+        config.sampling,
+        config.reward,
+        run,
+        config.seed,
+        config.compute_dtype,
+        validate,
+        sampler,
+    )
+    save_model(model, tokenizer, output / "model")

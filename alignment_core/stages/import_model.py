@@ -1,0 +1,32 @@
+"""Stage `import_model`: a pretrained checkpoint by reference; checked to load, not copied."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from alignment_core.config import ImportModelStage
+from alignment_core.models import load_tokenizer
+from alignment_core.runs import RunContext
+
+CONFIG = ImportModelStage
+
+
+def run(config: ImportModelStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
+    """Write identity.json (content, part of the digest) and record/location.json (where it lies, not part of it)."""
+    source = str(Path(config.source).resolve()) if config.content else config.source
+    tokenizer = load_tokenizer(source, config.revision)
+    model = AutoConfig.from_pretrained(source, revision=config.revision)
+    revision = getattr(model, "_commit_hash", None) or config.revision
+    identity = {
+        "source": config.content or config.source,
+        "revision": revision,
+        "architectures": model.architectures,
+        "vocab_size": model.vocab_size,
+        "tokens": len(tokenizer),
+    }
+    (output / "identity.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
+    location = {"source": source, "revision": revision}
+    (output / "record" / "location.json").write_text(json.dumps(location), encoding="utf-8")
+    run.emit(0, {"model/vocab_size": model.vocab_size, "model/tokens": len(tokenizer)})

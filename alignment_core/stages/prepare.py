@@ -1,0 +1,25 @@
+"""Stage `prepare`: problem splits with prompts, traces, leakage report, notes on rows that needed care."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignment_core.config import PrepareStage
+from alignment_core.problems import prepare
+from alignment_core.records import write_jsonl
+from alignment_core.runs import RunContext
+
+CONFIG = PrepareStage
+
+
+def run(config: PrepareStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
+    """Write {train,dev,test,traces}.jsonl, leakage.json, notes.json and the template used."""
+    prepared = prepare(config.data, config.template, config.seed)
+    counts = {
+        name: float(write_jsonl(output / f"{name}.jsonl", getattr(prepared, name)))
+        for name in ("train", "dev", "test", "traces")
+    }
+    (output / "leakage.json").write_text(json.dumps(prepared.leakage, indent=1), encoding="utf-8")
+    (output / "notes.json").write_text(json.dumps(prepared.notes, indent=1), encoding="utf-8")
+    (output / "template.txt").write_text(config.template, encoding="utf-8")
+    run.emit(0, {f"data/{name}": count for name, count in counts.items()})

@@ -1,0 +1,80 @@
+"""Stage `sample`: completions for the problems of a split, in chunks that a killed run does not repeat."""
+
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignment_core.config import SampleStage
+from alignment_core.models import load_model, load_tokenizer
+from alignment_core.prompts import render
+from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
+from alignment_core.runs import RunContext
+from alignment_core.sampling import PromptRequest, Sampler, build_requests, make_sampler
+from alignment_core.stages.artifacts import model_location, read_split
+
+CONFIG = SampleStage
+CHUNK_BATCHES = 4
+"""Decode batches between two points at which the stage may save."""
+
+
+def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
+    """Write completions.jsonl: problems in order, samples of a problem side by side."""
+    source, revision = model_location(inputs["model"])
+    tokenizer = load_tokenizer(source, revision)
+    problems = draw(read_split(inputs["problems"], config.split), config)
+    requests = build_requests(problems, tokenizer, config.samples_per_problem, config.seed)
+    model = load_model(source, revision)
+    sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype)
+    completions = sample_in_chunks(sampler, requests, config, run)
+    if not config.keep_log_probs:
+        completions = [item.model_copy(update={"sampler_log_probs": None}) for item in completions]
+    write_jsonl(output / "completions.jsonl", completions)
+
+
+def draw(problems: list[Problem], config: SampleStage) -> list[Problem]:
+    """The first `limit` problems, or `limit` drawn by `draw_seed` without replacement, under the stage's template."""
+    if config.draw_seed is not None:
+        problems = random.Random(config.draw_seed).sample(problems, len(problems))
+    chosen = problems[: config.limit]
+    if config.template is None:
+        return chosen
+    template = config.template
+    return [one.model_copy(update={"prompt": render(template, one.question)}) for one in chosen]
+
+
+def sample_in_chunks(
+    sampler: Sampler, requests: list[PromptRequest], config: SampleStage, run: RunContext
+) -> list[Completion]:
+    """Sample, resuming after the chunks a checkpoint holds."""
+    folder = run.latest_checkpoint()
+    done = read_jsonl(folder / "completions.jsonl", Completion) if folder else []
+    size = config.sampling.batch_size * CHUNK_BATCHES
+    started, tokens = time.monotonic(), 0
+    while len(done) < len(requests):
+        fresh = sampler.sample(requests[len(done) : len(done) + size], config.sampling)
+        done = done + fresh
+        tokens += sum(len(item.response_ids) for item in fresh)
+        rate = tokens / (time.monotonic() - started)
+        metrics = {"sample/completions": float(len(done)), "time/tokens_per_second": rate, **describe(fresh)}
+        run.emit(len(done), metrics, total=len(requests))
+        if run.checkpoint_due() and len(done) < len(requests):
+            kept = done
+            run.save_checkpoint(len(done), lambda path: _save(path, kept))
+    return done
+
+
+def _save(folder: Path, completions: list[Completion]) -> None:
+    write_jsonl(folder / "completions.jsonl", completions)
+
+
+def describe(completions: list[Completion]) -> dict[str, float]:
+    """Mean entropy, length and truncation of a batch of completions."""
+    count = len(completions)
+    tokens = sum(len(item.response_ids) for item in completions)
+    entropy = sum((item.mean_entropy or 0.0) * len(item.response_ids) for item in completions)
+    return {
+        "sample/entropy": entropy / max(tokens, 1),
+        "sample/mean_length": tokens / count,
+        "sample/truncation_rate": sum(item.finish_reason == "length" for item in completions) / count,
+    }

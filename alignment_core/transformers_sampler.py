@@ -1,0 +1,237 @@
+"""Sampling with a plain transformers model: batched decoding with a key/value cache.
+
+Rows are sorted by prompt length, so a batch is padded little; equal prompts share their prefill; finished rows
+leave the batch. Speed matters here for small models on a CPU; on a GPU an inference engine does better.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment_core.config import SamplingConfig
+from alignment_core.decoding import Draw, StopRules, draw_tokens
+from alignment_core.models import ComputeDtype, device_of, eos_ids, pad_id, vocab_limit
+from alignment_core.random_draws import uniforms
+from alignment_core.records import Completion, FinishReason
+from alignment_core.sampling import Progress, PromptRequest
+
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped once the share of rows alive falls below this; dropping copies the cache."""
+
+DRAWS_AHEAD = 64
+"""Positions whose random draws are made at once."""
+
+
+class TransformersSampler:
+    """A `Sampler` over a transformers model in this process."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, compute_dtype: ComputeDtype = "float32"
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos = eos_ids(model, tokenizer)
+        self._model = model
+        self._copies = compute_dtype == "bfloat16"
+        if self._copies:
+            # A narrow copy halves what every decoding step reads; casting the masters each step would double it.
+            self._model = copy.deepcopy(model).to(torch.bfloat16)
+        self._vocab_size = min(vocab_limit(tokenizer), model.get_output_embeddings().weight.shape[0])
+        self._rules: StopRules | None = None
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Sample from `model`'s present weights from now on (in float32 the model itself is used: nothing is copied)."""
+        if not self._copies:
+            self._model = model
+            return
+        with torch.no_grad():
+            for ours, theirs in zip(self._model.parameters(), model.parameters(), strict=True):
+                ours.copy_(theirs)
+
+    def sample(
+        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: Progress | None = None
+    ) -> list[Completion]:
+        """One completion per request, in their order.
+
+        Raises ValueError for an empty prompt, or if prompt and response would not fit the model's positions.
+        """
+        self._check(requests, config)
+        rules = self._rules_for(config)
+        order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids))
+        completions: dict[int, Completion] = {}
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            for start in range(0, len(order), config.batch_size):
+                chosen = order[start : start + config.batch_size]
+                batch = _Decoding(self._model, [requests[i] for i in chosen], config, rules, pad_id(self._tokenizer))
+                completions.update(zip(chosen, batch.run(), strict=True))
+                if on_progress is not None:
+                    on_progress(len(completions), len(requests))
+        finally:
+            self._model.train(was_training)
+        return [completions[i] for i in range(len(requests))]
+
+    def _rules_for(self, config: SamplingConfig) -> StopRules:
+        """Stop rules, kept from call to call: their table of a large vocabulary takes a second to make."""
+        if self._rules is None or self._rules.config != config:
+            self._rules = StopRules(self._tokenizer, config, self._eos, self._vocab_size)
+        return self._rules
+
+    def _check(self, requests: Sequence[PromptRequest], config: SamplingConfig) -> None:
+        empty = [request.problem_id for request in requests if not request.prompt_ids]
+        if empty:
+            raise ValueError(f"the prompt of problem {empty[0]} has no token: give the template some text")
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        if positions is not None and longest + config.max_tokens > positions:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {config.max_tokens} new ones exceed the model's {positions} "
+                "positions: lower sampling.max_tokens or shorten the template"
+            )
+
+
+class _Decoding:
+    """One batch from prefill to the last token. Rows keep their number; `_rows` says which are still in the cache."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        rules: StopRules,
+        padding: int,
+    ) -> None:
+        self._model, self._requests, self._config, self._rules = model, requests, config, rules
+        self._device = device_of(model)
+        size = len(requests)
+        self._padding = padding
+        self._tokens = np.zeros((size, config.max_tokens), dtype=np.int64)
+        self._lengths = np.full(size, config.max_tokens)
+        self._reasons: list[FinishReason] = ["length"] * size
+        self._alive = np.ones(size, dtype=bool)
+        self._rows = np.arange(size)
+        self._log_probs = torch.zeros(size, config.max_tokens, device=self._device)
+        self._entropies = torch.zeros(size, config.max_tokens, device=self._device)
+
+    @torch.inference_mode()
+    def run(self) -> list[Completion]:
+        """Decode every row to its end."""
+        logits = self._prefill()
+        for position in range(self._config.max_tokens):
+            draw = self._draw(logits, position)
+            self._record(draw, position)
+            if not self._alive.any() or position + 1 == self._config.max_tokens:
+                break
+            logits = self._forward(self._compact(draw.ids))
+        return self._completions()
+
+    def _prefill(self) -> Tensor:
+        """Run each distinct prompt once, left-padded; then give every row its own copy of the cache."""
+        distinct: dict[tuple[int, ...], int] = {}
+        owner = [distinct.setdefault(tuple(request.prompt_ids), len(distinct)) for request in self._requests]
+        longest = max(len(prompt) for prompt in distinct)
+        ids = torch.tensor([[self._padding] * (longest - len(prompt)) + list(prompt) for prompt in distinct])
+        lengths = torch.tensor([len(prompt) for prompt in distinct])
+        real = torch.arange(longest)[None, :] >= longest - lengths[:, None]
+        self._cache = DynamicCache(config=self._model.config)
+        self._next_position = lengths.to(self._device)
+        # Without padding no mask is needed, and attention takes its fast path.
+        self._mask = None if bool(real.all()) else real.long().to(self._device)
+        positions = (real.long().cumsum(-1) - 1).clamp(min=0)
+        logits = self._logits(ids.to(self._device), positions.to(self._device))
+        if len(distinct) == len(owner):
+            return logits
+        rows = torch.tensor(owner, device=self._device)
+        self._keep(rows)
+        return logits[rows]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """Logits after one more token per row."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
+        positions = self._next_position[:, None]
+        self._next_position = self._next_position + 1
+        return self._logits(ids[:, None], positions)
+
+    def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(A, V) logits at the last position; ids beyond the tokenizer are cut off, so they cannot be drawn."""
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1, : self._rules.vocab_size]
+        return logits
+
+    def _draw(self, logits: Tensor, position: int) -> Draw:
+        if position % DRAWS_AHEAD == 0:
+            seeds = [request.seed for request in self._requests]
+            self._draws = torch.from_numpy(uniforms(seeds, position, DRAWS_AHEAD)).to(self._device)
+            self._columns = torch.from_numpy(self._rows).to(self._device)
+        draws = self._draws[self._columns, position % DRAWS_AHEAD]
+        config = self._config
+        draw = draw_tokens(logits, draws, config.temperature, config.top_p, self._rules.banned(position))
+        self._log_probs[self._columns, position] = draw.log_probs
+        self._entropies[self._columns, position] = draw.entropy
+        return draw
+
+    def _record(self, draw: Draw, position: int) -> None:
+        """Store the new tokens and note which rows they end; the one wait for the device per step."""
+        ids = draw.ids.cpu().numpy()
+        self._tokens[self._rows, position] = ids
+        for index in np.flatnonzero(self._rules.is_eos(ids)).tolist():
+            self._finish(self._rows[index], position, "eos")
+        for index in self._rules.stop_candidates(ids, position):
+            row = self._rows[index]
+            tail = self._tokens[row, max(0, position + 1 - self._rules.tail_tokens) : position + 1]
+            if self._alive[row] and self._rules.completes_stop(tail.tolist()):
+                self._finish(row, position, "stop")
+
+    def _finish(self, row: int, position: int, reason: FinishReason) -> None:
+        if self._alive[row]:
+            self._alive[row], self._lengths[row], self._reasons[row] = False, position + 1, reason
+
+    def _compact(self, ids: Tensor) -> Tensor:
+        """Drop finished rows from cache and batch once enough of them have gathered."""
+        alive = self._alive[self._rows]
+        if alive.mean() >= COMPACT_BELOW:
+            return ids
+        self._rows = self._rows[alive]
+        kept = torch.from_numpy(np.flatnonzero(alive)).to(self._device)
+        self._keep(kept)
+        self._columns = self._columns[kept]
+        return ids[kept]
+
+    def _keep(self, rows: Tensor) -> None:
+        """Make `rows` (repeats allowed) the rows of cache, mask and positions."""
+        self._cache.batch_select_indices(rows)
+        self._next_position = self._next_position[rows]
+        if self._mask is not None:
+            self._mask = self._mask[rows]
+
+    def _completions(self) -> list[Completion]:
+        log_probs, entropies = self._log_probs.cpu().numpy(), self._entropies.cpu().numpy()
+        completions = []
+        for row, request in enumerate(self._requests):
+            length = int(self._lengths[row])
+            ids = self._tokens[row, :length].tolist()
+            completions.append(
+                Completion(
+                    problem_id=request.problem_id,
+                    sample_index=request.sample_index,
+                    prompt_ids=request.prompt_ids,
+                    response_ids=ids,
+                    text=self._rules.text(ids),
+                    finish_reason=self._reasons[row],
+                    sampler_log_probs=log_probs[row, :length].tolist(),
+                    mean_entropy=float(entropies[row, :length].mean()),
+                )
+            )
+        return completions

@@ -1,0 +1,206 @@
+"""The `alignflow` command. Nothing heavy is imported before the subcommand that needs it."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Defaults of the environment, for variables the user has not set: no telemetry, one voice on the console."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Teach a language model to reason about mathematics, and show honestly how far each method got.",
+)
+artifacts = typer.Typer(no_args_is_help=True, help="Look into the artifact store.")
+app.add_typer(artifacts, name="artifacts")
+
+Preset = Annotated[str, typer.Argument(help="A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. grpo.n_grpo_steps=20.")
+]
+Root = Annotated[Path, typer.Option("--root", help="Folder that holds data/store and mlruns.")]
+
+
+def main() -> None:
+    """Entry point: errors of the user's making are one paragraph on stderr and exit code 1."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    app()
+
+
+@app.command()
+def run(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """The whole study."""
+    _run_flow("study", preset, overrides, root)
+
+
+@app.command()
+def prepare(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """Problems, traces, leakage report."""
+    _run_flow("prepare", preset, overrides, root)
+
+
+@app.command("eval")
+def evaluation(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id, or key of a stage that holds a model; default: the preset's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder that receives results.jsonl and summary.json.")] = None,
+) -> None:
+    """Evaluate one model: sample, then grade."""
+    extra: dict[str, Any] = {"out": str(out.resolve()) if out else None}
+    settings = list(overrides or [])
+    if model is not None and _is_key(root, model):
+        extra["artifact"] = model
+    elif model is not None:
+        settings += [f"model.source={model}", "model.scratch=null"]
+    _run_flow("evaluation", preset, settings, root, **extra)
+
+
+@app.command()
+def sft(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """The SFT sweep."""
+    _run_flow("sft", preset, overrides, root)
+
+
+@app.command()
+def ei(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """Expert Iteration."""
+    _run_flow("expert_iteration", preset, overrides, root)
+
+
+@app.command()
+def grpo(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """GRPO."""
+    _run_flow("grpo", preset, overrides, root)
+
+
+@app.command()
+def analyze(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """Intervals, paired tests, the split of each gain."""
+    _run_flow("analyze", preset, overrides, root)
+
+
+@app.command()
+def report(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+    """The study's HTML page."""
+    _run_flow("report", preset, overrides, root)
+
+
+@app.command()
+def ui(
+    root: Root = Path("."),
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's UI.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's UI.")] = 5000,
+) -> None:
+    """Prefect's and MLflow's UIs on loopback; Ctrl-C ends both."""
+    from flows.servers import serve_uis
+
+    raise typer.Exit(serve_uis(root.resolve(), prefect_port, mlflow_port))
+
+
+@app.command()
+def doctor(root: Root = Path(".")) -> None:
+    """What this machine can do."""
+    from flows.doctor import examine
+
+    for name, text in examine(root.resolve()):
+        typer.echo(f"{name:18} {text}")
+
+
+@app.command()
+def export(
+    key: Annotated[str, typer.Argument(help="Key (or its beginning) of a stage that holds a model.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    root: Root = Path("."),
+) -> None:
+    """Copy a model out of the store as a plain Hugging Face folder."""
+    from flows.shelf import export_model
+
+    typer.echo(_user(lambda: export_model(root.resolve(), key, folder)))
+
+
+@artifacts.command("ls")
+def artifacts_ls(
+    root: Root = Path("."), stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None
+) -> None:
+    """One line per artifact, oldest first."""
+    from flows.shelf import list_artifacts
+
+    for line in list_artifacts(root.resolve(), stage):
+        typer.echo(line)
+
+
+@artifacts.command("show")
+def artifacts_show(
+    key: Annotated[str, typer.Argument(help="Key or its beginning.")], root: Root = Path(".")
+) -> None:
+    """Files, settings, parents and producer of one artifact."""
+    from flows.shelf import show_artifact
+
+    typer.echo(_user(lambda: show_artifact(root.resolve(), key)))
+
+
+def _user(action: Any) -> Any:
+    """Run an action whose ValueErrors and OSErrors are messages for the user."""
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        typer.echo(f"alignflow: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _is_key(root: Path, text: str) -> bool:
+    """Whether `text` is the beginning of a key rather than a folder or a hub id."""
+    from alignment_core.store import Store
+
+    if "/" in text or Path(text).exists():
+        return False
+    return any(manifest.key.startswith(text) for manifest in Store(root / "data" / "store").manifests())
+
+
+def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, **extra: Any) -> None:
+    """Run a flow of flows/ under the live display; print its table and where the report lies."""
+    from rich.console import Console
+
+    from flows.settings import load_config, parse_override
+
+    console = Console(highlight=False, soft_wrap=True)
+    settings = _user(lambda: dict(parse_override(text) for text in overrides or []))
+    _user(lambda: load_config(preset, settings))
+    console.print(f"alignflow {name} {preset}: starting Prefect", style="dim")
+
+    from importlib import import_module
+
+    from flows.display import RichListener, results_table
+    from tasks.workspace import watch_with
+
+    flow = getattr(import_module(f"flows.{name}"), name)
+    source = str(Path(preset).resolve()) if Path(preset).suffix in {".yaml", ".yml"} else preset
+    with RichListener(console) as listener:
+        watch_with(listener)
+        result = _user(lambda: flow(preset=source, overrides=settings, root=str(root.resolve()), **extra))
+    if result["rows"]:
+        console.print(results_table(result["rows"]))
+    counts = {how: list(result["stages"].values()).count(how) for how in ("ran", "resumed", "cached")}
+    console.print("stages: " + ", ".join(f"{count} {how}" for how, count in counts.items()))
+    for kind in ("report", "analysis"):
+        if result.get(kind):
+            console.print(f"{kind}: {result[kind]}")
+    if extra.get("out"):
+        console.print(f"results: {extra['out']}")

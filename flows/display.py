@@ -1,0 +1,100 @@
+"""What a person sees of a running study: a line per finished stage, a live bar for the one under way."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from alignment_core.stage import Event, StageOutcome
+from tasks.progress import headline
+
+COLOURS = {"cached": "dim", "ran": "green", "resumed": "yellow"}
+
+
+class RichListener:
+    """Draws stages on a terminal; on a pipe it prints the finished lines only, plus a first sign of life."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._first: dict[str, tuple[int, float]] = {}
+        self._told: set[str] = set()
+
+    def __enter__(self) -> "RichListener":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._progress.stop()
+
+    def started(self, label: str, stage: str, reason: str) -> None:
+        """Show the bar of a new stage."""
+        self._drop_bar()
+        self._task = self._progress.add_task(label, total=None, rate="", metrics=f"[dim]{reason}[/dim]")
+
+    def event(self, label: str, event: Event) -> None:
+        """Move the bar; print what the stage says."""
+        if event.kind == "say":
+            self.console.print(f"  [dim]{label}:[/dim] {event.name}", highlight=False)
+        if event.kind != "point" or self._task is None:
+            return
+        step, began = self._first.setdefault(label, (event.step, event.time))
+        elapsed = event.time - began
+        rate = f"{(event.step - step) / elapsed:.1f}/s" if elapsed > 0.5 else ""
+        shown = headline(event.metrics)
+        fields = {"rate": rate} | ({"metrics": shown} if shown else {})
+        self._progress.update(self._task, completed=event.step, total=event.total, **fields)  # type: ignore[arg-type]
+        if not self.console.is_terminal and shown and label not in self._told:
+            self._told.add(label)
+            self.console.print(f"  … {label}: step {event.step}/{event.total}  {shown}", highlight=False)
+
+    def finished(self, label: str, outcome: StageOutcome) -> None:
+        """One line that stays."""
+        self._drop_bar()
+        colour = COLOURS[outcome.how]
+        seconds = "" if outcome.how == "cached" else f"{outcome.seconds:6.1f} s"
+        self.console.print(
+            f"[{colour}]{outcome.how:>8}[/{colour}] {seconds:>9}  {label}  [dim]{outcome.ref.key[:12]}  {outcome.reason}[/dim]",
+            highlight=False,
+        )
+
+    def failed(self, label: str, error: BaseException) -> None:
+        """One line that stays; the reason itself comes last, from the command."""
+        self._drop_bar()
+        self.console.print(f"[red]  failed[/red]            {label}", highlight=False)
+
+    def _drop_bar(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+def results_table(rows: list[dict[str, Any]]) -> Table:
+    """Method, n, accuracy with its 95 % interval, format rate, tokens, time."""
+    table = Table(title="Results (accuracy with 95 % Wilson interval)")
+    for name in ("method", "n", "accuracy %", "95 % interval", "format %", "tokens/answer", "training time"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for row in rows:
+        seconds = row["training_seconds"]
+        table.add_row(
+            row["method"],
+            str(row["n"]),
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * row['accuracy_low']:.1f}-{100 * row['accuracy_high']:.1f}",
+            f"{100 * row['format_rate']:.1f}",
+            f"{row['mean_length']:.0f}",
+            f"{seconds:.0f} s" if seconds else "-",
+        )
+    return table

@@ -1,0 +1,54 @@
+"""Evaluation of one model on a preset's problems: sample, then grade.
+
+    alignflow eval gsm8k-1.5b --model ./checkpoint --out results
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from alignment_core.config import Comparison
+from alignment_core.records import ArtifactRef
+from flows import steps
+from flows.runner import flow_run, summarize
+from tasks.data import prepare_problems
+from tasks.evaluation import Evaluated, evaluate
+from tasks.workspace import Workspace
+
+
+@flow(name="evaluation", flow_run_name="{preset}")
+def evaluation(
+    preset: str = "tiny",
+    overrides: dict[str, Any] | None = None,
+    root: str | None = None,
+    artifact: str | None = None,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate the preset's model, or the model of a finished training stage.
+
+    artifact: key of a stage that holds a model. out: folder that receives results.jsonl and summary.json.
+    preset, overrides, root: as for the study flow.
+    """
+    with flow_run("evaluation", preset, overrides, root) as (workspace, config):
+        if artifact is None:
+            ladder = steps.start(workspace, config)
+            steps.zero_shot(ladder)
+            evaluated = ladder.evaluations
+        else:
+            found = workspace.store.find(artifact)
+            comparison = Comparison(name=f"{found.label} ({found.key[:8]})", method="sft")
+            problems = prepare_problems(workspace, config)
+            evaluated = [evaluate(workspace, config, comparison, found.ref(), problems)]
+        if out is not None:
+            export_results(workspace, evaluated[0].grade, Path(out))
+        return summarize(workspace, evaluated)
+
+
+def export_results(workspace: Workspace, graded: ArtifactRef, folder: Path) -> None:
+    """Copy the rows and the summary of an evaluation to a folder of the user's."""
+    source = workspace.store.path(graded)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "results.jsonl", folder / "results.jsonl")
+    shutil.copyfile(source / "summary.json", folder / "summary.json")

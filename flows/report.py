@@ -1,0 +1,24 @@
+"""The study's page, self-contained HTML.
+
+    alignflow report tiny
+"""
+
+from typing import Any
+
+from prefect import flow
+
+from flows import steps
+from flows.runner import flow_run, summarize
+
+
+@flow(name="report", flow_run_name="{preset}")
+def report(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: str | None = None) -> dict[str, Any]:
+    """The study's page, self-contained HTML.
+
+    What the study lacks is computed first. preset, overrides, root: as for the study flow.
+    """
+    with flow_run("report", preset, overrides, root) as (workspace, config):
+        ladder = steps.start(workspace, config)
+        steps.everything(ladder)
+        analysis = steps.analyze_step(ladder)
+        return summarize(workspace, ladder.evaluations, steps.report_step(ladder, analysis))

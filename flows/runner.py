@@ -1,0 +1,51 @@
+"""What every flow does around its list of calls: settings in, workspace open, a plain summary out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alignment_core.config import StudyConfig
+from alignment_core.records import ArtifactRef
+from flows.settings import load_config
+from tasks.evaluation import Evaluated, read_summary
+from tasks.workspace import Workspace, open_workspace
+
+
+@contextmanager
+def flow_run(
+    flow: str, preset: str, overrides: dict[str, Any] | None, root: str | None
+) -> Iterator[tuple[Workspace, StudyConfig]]:
+    """Validated settings and an open workspace."""
+    config = load_config(preset, overrides)
+    with open_workspace(root, config.name, f"{flow} {config.name} seed{config.seed}") as workspace:
+        yield workspace, config
+
+
+def summarize(
+    workspace: Workspace, evaluations: list[Evaluated], report: ArtifactRef | None = None
+) -> dict[str, Any]:
+    """Plain data about what a flow produced: the rows of its table, where each stage came from, the report."""
+    store = workspace.store
+    rows = []
+    for item in evaluations:
+        summary = read_summary(workspace, item.grade)
+        seconds = sum(store.manifest(ref.stage, ref.key).producer.seconds for ref in item.training)
+        row = summary.model_dump(include=set(SUMMARY_FIELDS))
+        rows.append({"method": item.comparison.name, **row, "training_seconds": seconds, "grade": item.grade.key})
+    return {
+        "rows": rows,
+        "stages": {label: outcome.how for label, outcome in workspace.outcomes.items()},
+        "report": str(store.path(report) / "report.html") if report else None,
+    }
+
+
+SUMMARY_FIELDS = (
+    "n",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "format_rate",
+    "accuracy_formatted",
+    "mean_length",
+    "response_tokens",
+)

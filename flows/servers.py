@@ -1,0 +1,43 @@
+"""The two web UIs, on loopback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks.tracking import tracking_uri
+
+LOOPBACK = "127.0.0.1"
+
+
+def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
+    """Start both servers, print their URLs, wait; when one ends or Ctrl-C comes, end the other."""
+    (root / "mlruns").mkdir(parents=True, exist_ok=True)
+    commands = {
+        f"Prefect  http://{LOOPBACK}:{prefect_port}": [
+            *(sys.executable, "-m", "prefect", "server", "start"),
+            *("--host", LOOPBACK, "--port", str(prefect_port)),
+        ],
+        f"MLflow   http://{LOOPBACK}:{mlflow_port}": [
+            *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(mlflow_port)),
+            *("--backend-store-uri", tracking_uri(root)),
+            *("--default-artifact-root", (root / "mlruns" / "artifacts").as_uri()),
+        ],
+    }
+    servers = []
+    for url, command in commands.items():
+        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        print(url, flush=True)
+    try:
+        while all(server.poll() is None for server in servers):
+            try:
+                servers[0].wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                continue
+        return next(server.returncode for server in servers if server.poll() is not None) or 0
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(timeout=20)

@@ -1,0 +1,55 @@
+"""Looking into the artifact store, for people."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignment_core.store import Store
+
+
+def open_store(root: Path) -> Store:
+    """The store under a root folder; ValueError if there is none."""
+    folder = root / "data" / "store"
+    if not folder.is_dir():
+        raise ValueError(f"no artifact store under {root}: run a study there first, or give --root")
+    return Store(folder)
+
+
+def list_artifacts(root: Path, stage: str | None) -> Iterator[str]:
+    """One line per artifact: key, stage, label, size, seconds, when."""
+    for manifest in open_store(root).manifests():
+        if stage is not None and manifest.stage != stage:
+            continue
+        size = sum(entry.size for entry in manifest.files.values())
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.producer.started))
+        yield (
+            f"{manifest.key[:12]}  {manifest.stage:12} {size / 1e6:9.2f} MB {manifest.producer.seconds:8.1f} s  "
+            f"{when}  {manifest.label}"
+        )
+
+
+def show_artifact(root: Path, key: str) -> str:
+    """Everything the manifest says but the code digests, as indented JSON, and where the files lie."""
+    store = open_store(root)
+    manifest = store.find(key)
+    shown = manifest.model_dump(mode="json")
+    shown["components"]["code"] = f"{len(manifest.components.code)} definitions"
+    return f"{store.path(manifest.ref())}\n{json.dumps(shown, indent=1)}"
+
+
+def export_model(root: Path, key: str, folder: Path) -> str:
+    """Copy the model of an artifact to a new folder; returns what was done."""
+    store = open_store(root)
+    manifest = store.find(key)
+    source = store.path(manifest.ref()) / "model"
+    if not source.is_dir():
+        raise ValueError(
+            f"{manifest.label} ({manifest.stage}/{manifest.key[:12]}) holds no weights; "
+            "'alignflow artifacts ls --stage sft' or '--stage grpo' lists those that do"
+        )
+    if folder.exists():
+        raise ValueError(f"{folder} exists: give a new folder")
+    shutil.copytree(source, folder)
+    return f"{manifest.label} -> {folder} (load it with AutoModelForCausalLM.from_pretrained)"

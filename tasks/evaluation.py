@@ -1,0 +1,111 @@
+"""Sampling, grading and their statistics as cached stages."""
+
+from dataclasses import dataclass
+
+from alignment_core.config import (
+    AnalyzeStage,
+    Comparison,
+    EvaluationConfig,
+    GradeStage,
+    ReportStage,
+    SampleStage,
+    SamplingConfig,
+    Split,
+    StudyConfig,
+)
+from alignment_core.records import ArtifactRef, EvalReport
+from alignment_core.seeding import derive_seed
+from tasks.stages import run_cached
+from tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One labelled evaluation and where its verdicts are."""
+
+    comparison: Comparison
+    grade: ArtifactRef
+    training: tuple[ArtifactRef, ...] = ()
+    """The stages that produced the model, beyond the one it started from; for the cost column."""
+
+
+def evaluate(
+    workspace: Workspace,
+    config: StudyConfig,
+    comparison: Comparison,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    *,
+    training: tuple[ArtifactRef, ...] = (),
+    split: Split | None = None,
+    evaluation: EvaluationConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    template: str | None = None,
+) -> Evaluated:
+    """sample -> grade on the study's evaluation split, under the same seed for every model."""
+    evaluation = evaluation or config.evaluation
+    split = split or evaluation.split
+    stage = SampleStage(
+        sampling=sampling or config.sampling,
+        compute_dtype=config.model.compute_dtype,
+        split=split,
+        limit=evaluation.limit,
+        samples_per_problem=evaluation.samples_per_problem,
+        template=template,
+        seed=derive_seed(config.seed, "evaluate", split),
+    )
+    name = comparison.name
+    inputs = {"model": model, "problems": problems}
+    completions = run_cached(workspace, "sample", stage, inputs, f"{name}: sample {split}")
+    graded = grade(workspace, evaluation, split, completions, problems, f"{name}: grade {split}")
+    return Evaluated(comparison, graded, training)
+
+
+def grade(
+    workspace: Workspace,
+    evaluation: EvaluationConfig,
+    split: Split,
+    completions: ArtifactRef,
+    problems: ArtifactRef,
+    label: str,
+) -> ArtifactRef:
+    """Verdicts and the evaluation report over completions."""
+    stage = GradeStage(reward=evaluation.reward, thorough=evaluation.thorough, split=split)
+    return run_cached(workspace, "grade", stage, {"completions": completions, "problems": problems}, label)
+
+
+def analyze(workspace: Workspace, evaluations: list[Evaluated]) -> ArtifactRef:
+    """Intervals, paired tests and the split of each gain over the study's evaluations."""
+    stage = AnalyzeStage(evaluations=tuple(item.comparison for item in evaluations))
+    inputs = {item.comparison.name: item.grade for item in evaluations}
+    return run_cached(workspace, "analyze", stage, inputs, "analyze")
+
+
+def write_report(
+    workspace: Workspace,
+    config: StudyConfig,
+    evaluations: list[Evaluated],
+    runs: dict[str, ArtifactRef],
+    context: dict[str, ArtifactRef],
+) -> ArtifactRef:
+    """The HTML page; `runs` are training stages by name, `context` the prepare, filter and analyze artifacts."""
+    stage = ReportStage(
+        title=f"Study {config.name}",
+        description=config.description,
+        evaluations=tuple(item.comparison for item in evaluations),
+        runs=tuple(runs),
+    )
+    inputs = {**context, **runs, **{f"grade: {item.comparison.name}": item.grade for item in evaluations}}
+    report = run_cached(workspace, "report", stage, inputs, "report")
+    for item in evaluations:
+        summary = read_summary(workspace, item.grade)
+        for metric in ("accuracy", "format_rate", "mean_length"):
+            workspace.final_metrics[f"final/{item.comparison.name}/{metric}"] = getattr(summary, metric)
+    workspace.final_artifacts.append(workspace.store.path(report) / "report.html")
+    workspace.final_artifacts.append(workspace.store.path(report) / "figures")
+    return report
+
+
+def read_summary(workspace: Workspace, graded: ArtifactRef) -> EvalReport:
+    """The evaluation report of a grade artifact."""
+    return EvalReport.model_validate_json((workspace.store.path(graded) / "summary.json").read_bytes())

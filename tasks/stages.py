@@ -1,0 +1,61 @@
+"""One cached task per stage: Prefect's record in front, the artifact store behind.
+
+The key is the stage's own (tasks never let Prefect hash arguments); the record Prefect keeps is the small
+`ArtifactRef` as JSON. Before each call the store is asked whether the artifact is there and whole; if not,
+Prefect's record is refreshed, so a deleted artifact is a miss, said aloud.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import task
+from pydantic import BaseModel
+
+from alignment_core.records import ArtifactRef
+from alignment_core.stage import Event, StageOutcome, StageSpec, make_spec, run_stage
+from alignment_core.store import explain_miss
+from tasks.workspace import Workspace
+
+
+def run_cached(
+    workspace: Workspace, stage: str, config: BaseModel, inputs: Mapping[str, ArtifactRef], label: str
+) -> ArtifactRef:
+    """The artifact of one stage, computed at most once per key."""
+    spec = make_spec(stage, config, inputs, label)
+    found = workspace.store.lookup(stage, spec.key)
+    reason = found.reason or explain_miss(workspace.store, spec.components, label)
+    configured = stage_task.with_options(
+        name=stage,
+        task_run_name=label.replace("{", "(").replace("}", ")"),
+        cache_key_fn=lambda _context, _parameters: f"{stage}/{spec.key}",
+        refresh_cache=found.ref is None,
+        result_storage=workspace.store.root / ".prefect",
+    )
+    result = configured(spec, workspace, reason)
+    if label not in workspace.outcomes:
+        cached = StageOutcome(ref=ArtifactRef.model_validate(result), how="cached", reason="same key", seconds=0.0)
+        workspace.outcomes[label] = cached
+        workspace.listener.finished(label, cached)
+    return ArtifactRef.model_validate(result)
+
+
+@task(persist_result=True, result_serializer="json", cache_result_in_memory=False)
+def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, Any]:
+    """Compute one stage, with its record forwarded to MLflow and to whoever watches."""
+    workspace.listener.started(spec.label, spec.stage, reason)
+    workspace.tracker.stage_started(spec)
+
+    def on_event(event: Event) -> None:
+        workspace.listener.event(spec.label, event)
+        workspace.tracker.stage_event(spec, event)
+
+    try:
+        outcome = run_stage(workspace.store, spec, on_event, reason=reason)
+    except BaseException as error:
+        workspace.listener.failed(spec.label, error)
+        workspace.tracker.stage_failed(spec)
+        raise
+    workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.path(outcome.ref))
+    workspace.outcomes[spec.label] = outcome
+    workspace.listener.finished(spec.label, outcome)
+    return outcome.ref.model_dump()

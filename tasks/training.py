@@ -1,0 +1,83 @@
+"""Training runs as cached stages."""
+
+from alignment_core.config import GRPOStage, SampleStage, SelectStage, SFTConfig, SFTStage, StudyConfig
+from alignment_core.records import ArtifactRef
+from alignment_core.seeding import derive_seed
+from tasks.evaluation import grade
+from tasks.stages import run_cached
+from tasks.workspace import Workspace
+
+
+def finetune(
+    workspace: Workspace,
+    config: StudyConfig,
+    model: ArtifactRef,
+    examples: ArtifactRef,
+    problems: ArtifactRef,
+    *,
+    sft: SFTConfig,
+    seed: int,
+    label: str,
+    size: int | None = None,
+) -> ArtifactRef:
+    """SFT of `model` on the first `size` of the shuffled `examples`."""
+    stage = SFTStage(
+        sft=sft,
+        sampling=config.sampling,
+        reward=config.evaluation.reward,
+        compute_dtype=config.model.compute_dtype,
+        size=size,
+        subset_seed=config.seed,
+        seed=seed,
+    )
+    inputs = {"model": model, "examples": examples, "problems": problems}
+    return run_cached(workspace, "sft", stage, inputs, label)
+
+
+def expert_round(
+    workspace: Workspace,
+    config: StudyConfig,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    *,
+    seed: int,
+    label: str,
+    round_index: int,
+) -> tuple[ArtifactRef, ...]:
+    """sample -> grade -> select -> SFT; returns the four artifacts, the new model last."""
+    ei = config.expert_iteration
+    if ei is None:
+        raise ValueError("this study has no expert_iteration section")
+    drawn = derive_seed(seed, "expert_iteration", round_index)
+    stage = SampleStage(
+        sampling=config.sampling,
+        compute_dtype=config.model.compute_dtype,
+        split="train",
+        limit=ei.questions_per_step,
+        draw_seed=drawn,
+        samples_per_problem=ei.group_size,
+        seed=drawn,
+    )
+    sampled = run_cached(workspace, "sample", stage, {"model": model, "problems": problems}, f"{label}: sample")
+    graded = grade(workspace, config.evaluation, "train", sampled, problems, f"{label}: grade")
+    select = SelectStage(max_correct_per_question=ei.max_correct_per_question, seed=drawn)
+    inputs = {"completions": sampled, "grades": graded}
+    selected = run_cached(workspace, "select", select, inputs, f"{label}: select")
+    tuned = finetune(workspace, config, model, selected, problems, sft=ei.sft, seed=drawn, label=f"{label}: sft")
+    return sampled, graded, selected, tuned
+
+
+def optimize_policy(
+    workspace: Workspace, config: StudyConfig, model: ArtifactRef, problems: ArtifactRef, *, seed: int, label: str
+) -> ArtifactRef:
+    """GRPO from `model`."""
+    if config.grpo is None:
+        raise ValueError("this study has no grpo section")
+    stage = GRPOStage(
+        grpo=config.grpo,
+        sampling=config.sampling,
+        reward=config.evaluation.reward,
+        compute_dtype=config.model.compute_dtype,
+        seed=seed,
+    )
+    return run_cached(workspace, "grpo", stage, {"model": model, "problems": problems}, label)

@@ -1,0 +1,56 @@
+"""The dependency arrow: flows -> tasks -> alignment_core, and never back."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {
+    "alignment_core": {"prefect", "mlflow", "tasks", "flows"},
+    "tasks": {"flows"},
+    "flows": {"mlflow", "transformers"},
+}
+LIGHT = ["config", "records", "store", "stage", "fingerprint", "seeding", "runs"]
+"""Rooms the parent of a study imports: no torch behind any of them."""
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level packages a file imports anywhere, inside functions too."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
+@pytest.mark.parametrize("floor", FORBIDDEN)
+def test_imports_only_run_downward(floor: str) -> None:
+    files = list((ROOT / floor).rglob("*.py"))
+    assert files
+    wrong = {str(f): imported_packages(f) & FORBIDDEN[floor] for f in files if imported_packages(f) & FORBIDDEN[floor]}
+    assert not wrong
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    users = [path.name for path in (ROOT / "tasks").rglob("*.py") if "mlflow" in imported_packages(path)]
+    assert users == ["tracking.py"]
+
+
+def test_only_the_doctor_asks_torch_from_the_top_floor() -> None:
+    users = [path.name for path in (ROOT / "flows").rglob("*.py") if "torch" in imported_packages(path)]
+    assert users == ["doctor.py"]
+
+
+def test_the_parent_of_a_study_imports_no_torch() -> None:
+    modules = [f"alignment_core.{name}" for name in LIGHT] + ["flows.study", "flows.settings", "flows.cli"]
+    code = (
+        f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
+        "print([name for name in ('torch', 'transformers', 'mlflow', 'datasets') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,43 @@
+"""Every entry of prefect.yaml: known keys, a flow that really imports, parameters that validate, a preset that loads."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+KEYS = {"name", "entrypoint", "description", "tags", "work_pool", "parameters"}
+ENTRIES: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+
+def named(entry: dict[str, Any]) -> str:
+    """<flow file>/<deployment>."""
+    return f"{Path(entry['entrypoint'].split(':')[0]).stem}/{entry['name']}"
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=named)
+def test_entry_is_a_real_flow_with_valid_parameters(entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    from flows.settings import load_config
+
+    monkeypatch.chdir(ROOT)
+    assert set(entry) == KEYS
+    assert set(entry["work_pool"]) == {"name", "job_variables"}
+    flow: Any = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
+    assert flow.name == Path(entry["entrypoint"].split(":")[0]).stem.replace("_", "-")
+    parameters = flow.validate_parameters(entry["parameters"])
+    assert load_config(parameters["preset"]).name == entry["name"]
+
+
+def test_every_flow_is_deployed_at_every_scale() -> None:
+    flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text(encoding="utf-8")}
+    presets = {path.stem for path in (ROOT / "flows" / "presets").glob("*.yaml")}
+    assert {named(entry) for entry in ENTRIES} == {f"{flow}/{preset}" for flow in flows for preset in presets}
+
+
+def test_gpu_bound_work_goes_to_the_gpu_pool() -> None:
+    for entry in ENTRIES:
+        gpu = entry["name"].endswith("1.5b") and not entry["entrypoint"].startswith("flows/prepare")
+        assert entry["work_pool"]["name"] == ("h100" if gpu else "cpu"), named(entry)
