@@ -26,12 +26,27 @@ _ROOMS = {
     ),
     "batching": ("Batch", "TokenSequence", "collate", "micro_batches"),
     "config": ("StudyConfig",),
+    "evaluation": ("evaluate",),
     "logprobs": ("TokenScores", "response_log_probs"),
     "losses": ("aggregate", "batch_denominator", "dpo_loss", "grpo_clip_loss", "policy_gradient_loss"),
     "masking": ("masked_mean", "masked_normalize", "masked_sum"),
+    "policy_gradient": ("train_grpo",),
+    "problems": ("prepare",),
+    "prompts": ("render",),
     "records": ("ArtifactRef", "Completion", "EvalReport", "GradedResponse", "Problem", "ScoredCompletion"),
+    "rewards": (
+        "grade_batch",
+        "parse_gsm8k_response",
+        "parse_mmlu_response",
+        "question_only_reward_fn",
+        "r1_zero_reward_fn",
+    ),
+    "runs": ("MemoryRun", "RunContext"),
+    "sampling": ("PromptRequest", "Sampler", "build_requests", "make_sampler"),
     "seeding": ("derive_seed",),
     "selection": ("select_correct", "selection_report"),
+    "sft": ("train_sft",),
+    "statistics": ("mcnemar_exact", "paired_bootstrap", "pass_at_k", "wilson_interval"),
 }
 """Room -> the names it lends the package."""
 

@@ -78,6 +78,7 @@ class GainSplit(Record):
 
     name: str
     against: str
+    relations: list[Relation]
     format_rate_from: float
     format_rate_to: float
     accuracy_formatted_from: float | None
@@ -298,6 +299,7 @@ def _split_gain(pair: _Pair, after: Outcomes, before: Outcomes) -> GainSplit:
     return GainSplit(
         name=pair.name,
         against=pair.against,
+        relations=pair.relations,
         format_rate_from=f0,
         format_rate_to=f1,
         accuracy_formatted_from=a0,

@@ -6,7 +6,6 @@ dev or test problem is met in training or in the pretraining corpus in any wordi
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from alignment_core.config import ArithmeticConfig, Split
@@ -134,22 +133,24 @@ def generate_splits(
 
 def shuffled_labels(counts: dict[str, int], total: int, rest: str, rng: random.Random) -> list[str]:
     """`total` labels in random order: each name its count of times, `rest` for what remains."""
-    labels = [name for name, count in counts.items() for _ in range(count)]
+    labels = [name for name, count in counts.items() for _ in range(count)][:total]
     labels += [rest] * (total - len(labels))
     rng.shuffle(labels)
     return labels
 
 
-def draw_problems(config: ArithmeticConfig, split: Split, rng: random.Random) -> Iterator[WordProblem]:
-    """Endless problems of one split; wordings, and chains, may repeat. Raises ValueError where none can be found."""
-    while True:
-        for _ in range(TRIES):
-            chain = _draw_chain(config, rng)
-            if chain is not None and split_of(chain) == split:
-                break
-        else:
-            raise ValueError(f"no {split} problem with arithmetic.max_total {config.max_total}: raise it")
-        yield _worded(chain, rng)
+def draw_problem(config: ArithmeticConfig, split: Split, rng: random.Random, steps: int | None = None) -> WordProblem:
+    """A problem of one split, of `steps` steps, by default drawn by `step_shares`.
+
+    Raises ValueError where `max_total` leaves none.
+    """
+    if steps is None:
+        steps = rng.choices(range(1, len(config.step_shares) + 1), weights=config.step_shares)[0]
+    for _ in range(TRIES):
+        chain = _draw_chain(steps, rng)
+        if max(chain.totals()) <= config.max_total and min(chain.totals()) > 0 and split_of(chain) == split:
+            return _worded(chain, rng)
+    raise ValueError(f"no {split} problem of {steps} steps within arithmetic.max_total {config.max_total}: raise it")
 
 
 def slipped_answer(problem: WordProblem, rng: random.Random) -> str:
@@ -168,24 +169,27 @@ def reasoning_and_answer(raw_answer: str) -> tuple[str, str]:
 
 
 def _distinct(config: ArithmeticConfig, split: Split, count: int, seed: int) -> list[WordProblem]:
+    """`count` problems with different questions, their numbers of steps in the shares of the config."""
     rng = random.Random(derive_seed(seed, "arithmetic", split))
+    shares = [share / sum(config.step_shares) for share in config.step_shares]
+    counts = {str(steps): round(count * share) for steps, share in enumerate(shares, 1)}
     found: dict[str, WordProblem] = {}
-    for tries, problem in enumerate(draw_problems(config, split, rng)):
-        found.setdefault(problem.question, problem)
-        if len(found) == count:
-            return list(found.values())
-        if tries > TRIES + 20 * count:
-            break
-    raise ValueError(
-        f"found only {len(found)} of {count} different {split} problems: raise arithmetic.max_total or lower "
-        f"arithmetic.{split}"
-    )
+    for steps in shuffled_labels(counts, count, str(shares.index(max(shares)) + 1), rng):
+        for _ in range(TRIES):
+            problem = draw_problem(config, split, rng, int(steps))
+            if problem.question not in found:
+                found[problem.question] = problem
+                break
+        else:
+            raise ValueError(
+                f"found only {len(found)} of {count} different {split} problems: raise arithmetic.max_total or lower "
+                f"arithmetic.{split}"
+            )
+    return list(found.values())
 
 
-def _draw_chain(config: ArithmeticConfig, rng: random.Random) -> Chain | None:
-    """A random chain, or None if a running total leaves 1 … max_total."""
-    shares = config.step_shares
-    steps = rng.choices(range(1, len(shares) + 1), weights=shares)[0]
+def _draw_chain(steps: int, rng: random.Random) -> Chain:
+    """A random chain; its totals may be out of range."""
     packs = rng.random() < PACKS_SHARE
     price = rng.random() < PRICE_SHARE and steps - packs >= 1
     operations = "*" * packs + "".join(rng.choice("+-") for _ in range(steps - packs - price)) + "*" * price
@@ -194,8 +198,7 @@ def _draw_chain(config: ArithmeticConfig, rng: random.Random) -> Chain | None:
         ends = price and index == steps - 1
         limits = PER_PACK_RANGE if packs and index == 0 else PRICE_RANGE if ends else CHANGE_RANGE
         numbers.append(rng.randint(*limits))
-    chain = Chain(tuple(numbers), operations, packs, price)
-    return chain if all(1 <= total <= config.max_total for total in chain.totals()) else None
+    return Chain(tuple(numbers), operations, packs, price)
 
 
 def _worded(chain: Chain, rng: random.Random) -> WordProblem:

@@ -49,7 +49,7 @@ def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     step = int(state.pop("step"))
     if state != {"format": FORMAT, **identity.__dict__}:
-        raise ValueError(f"checkpoint {folder} belongs to another run ({state}, not {identity}): remove it to start anew")
+        raise ValueError(f"checkpoint {folder} is of another run ({state}, not {identity}): remove it to start anew")
     _copy_into(dict(tensors_by_name(model)), load_file(folder / MODEL_FILE), folder)
     _restore_moments(model, optimizer, load_file(folder / OPTIMIZER_FILE), folder)
     return step

@@ -5,12 +5,11 @@ It plays the part the web plays for a real base model: the knowledge is there, t
 """
 
 import random
-from itertools import islice
 
 from alignment_core.arithmetic import (
     WRONG_ENDINGS,
     WordProblem,
-    draw_problems,
+    draw_problem,
     reasoning_and_answer,
     shuffled_labels,
     slipped_answer,
@@ -29,9 +28,9 @@ def pretraining_documents(
     """`scratch.documents` texts, prompt and response in one, without the end-of-text token.
 
     Shares are exact up to rounding. A `tagged_share` follows `template`: of these `strict_format_share` end in the
-    strict form, the others evenly in six wrong ones. The rest follow `plain_template` and end in `#### n`. In both forms
-    `careful_share` reason correctly, `slip_share` carry one wrong step on, the remainder guesses. Raises ValueError
-    if those two shares exceed 1.
+    strict form, the others evenly in six wrong ones. The rest follow `plain_template` and end in `#### n`. In both
+    forms `careful_share` reason correctly, `slip_share` carry one wrong step on, the remainder guesses. Raises
+    ValueError if those two shares exceed 1.
     """
     if scratch.careful_share + scratch.slip_share > 1:
         raise ValueError("scratch.careful_share and slip_share sum to more than 1: lower one")
@@ -40,7 +39,7 @@ def pretraining_documents(
     endings = _endings(scratch, rng)
     careful, slips = round(total * scratch.careful_share), round(total * scratch.slip_share)
     styles = shuffled_labels({"careful": careful, "slip": min(slips, total - careful)}, total, "guess", rng)
-    problems = islice(draw_problems(arithmetic, "train", rng), total)
+    problems = [draw_problem(arithmetic, "train", rng) for _ in range(total)]
     return [
         _document(problem, _raw_answer(problem, style, arithmetic.max_total, rng), ending, template, plain_template)
         for problem, style, ending in zip(problems, styles, endings, strict=True)

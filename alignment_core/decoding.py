@@ -64,7 +64,7 @@ def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
 
 def nucleus(weights: Tensor, top_p: float) -> Tensor:
     """Weights of the smallest set of likeliest ids whose share reaches `top_p`; 0 for the others."""
-    ordered, ids = weights.sort(-1, descending=True, stable=True)
+    ordered, ids = torch.sort(weights, dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     kept = ordered.masked_fill(before >= top_p * ordered.sum(-1, keepdim=True), 0)
     return torch.zeros_like(weights).scatter(1, ids, kept)
@@ -88,7 +88,7 @@ class StopRules:
         return np.isin(ids, list(self.eos))
 
     def stop_candidates(self, ids: NDArray[np.int64], position: int) -> list[int]:
-        """Rows whose newest token could complete a stop string and may (`min_tokens`); few, so checking them is cheap."""
+        """Rows whose newest token could complete a stop string, and may: so few that checking them is cheap."""
         if not self.config.stop or position + 1 < self.config.min_tokens:
             return []
         rows: list[int] = np.flatnonzero(self._may_complete[ids]).tolist()
@@ -103,8 +103,7 @@ class StopRules:
     def text(self, ids: Sequence[int]) -> str:
         """Decoded response: special tokens shown as they are, a final EOS left out."""
         shown = ids[:-1] if len(ids) and ids[-1] in self.eos else ids
-        decoded: str = self.tokenizer.decode(list(shown), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return decoded
+        return str(self.tokenizer.decode(list(shown), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     @cached_property
     def _may_complete(self) -> NDArray[np.bool_]:
@@ -119,5 +118,5 @@ class StopRules:
 
     @property
     def tail_tokens(self) -> int:
-        """Tokens that are enough to hold any stop string: up to four tokens (the bytes of a character) per character."""
+        """Tokens enough to hold any stop string: up to four (the bytes of a character) per character."""
         return 4 * max(len(stop) for stop in self.config.stop) + 4

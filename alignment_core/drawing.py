@@ -93,10 +93,8 @@ def _themed(svg: str, description: str) -> str:
     """The bare element: no prolog, metadata or fixed size; colours and fonts of the page it is put in."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Group ids such as axes_1 repeat in every panel; only the salted ones are referred to.
-    svg = re.sub(r' id="[a-zA-Z]+[a-zA-Z0-9]*_\d+"', "", svg)
-    svg = re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*" width="[^"]*"', r"<svg \1\2", svg
-    )
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description, quote=True)}" ', 1)
     svg = (
         svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid, #d9dce1)").replace("'DejaVu Sans'", "sans-serif")
@@ -104,6 +102,24 @@ def _themed(svg: str, description: str) -> str:
     for place, code in enumerate(COLORS):
         svg = svg.replace(code, color(place))
     return svg.strip()
+
+
+def standalone(figure: Figure) -> str:
+    """A figure as an SVG file of its own: title and legend on top, its panels below one another, on white."""
+    width, line = 345.6, 14
+    lines, y = [f'<text x="4" y="{line}" font-weight="bold">{escape(figure.title)}</text>'], 1.5 * line
+    for entry in figure.legend:
+        y += line
+        stroke = f'stroke="{entry.color.split(", ")[-1].rstrip(")")}" stroke-width="{6 if entry.filled else 2}"'
+        lines.append(f'<path d="M4 {y - 3}H28" {stroke} stroke-dasharray="{entry.dash or "none"}"/>')
+        lines.append(f'<text x="34" y="{y}">{escape(short(entry.label, 56))}</text>')
+    y += line / 2
+    for panel in figure.panels:
+        height = float(re.findall(r'viewBox="[\d.]+ [\d.]+ [\d.]+ ([\d.]+)"', panel)[0])
+        lines.append(panel.replace("<svg ", f'<svg x="0" y="{y}" width="{width}" height="{height}" ', 1))
+        y += height + line / 2
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="sans-serif" font-size="10">'
+    return "\n".join([head, f'<rect width="{width}" height="{y}" fill="#ffffff"/>', *lines, "</svg>\n"])
 
 
 def color(index: int) -> str:
@@ -135,7 +151,7 @@ def interval_dot(
     code = COLORS[index % len(COLORS)]
     ends: dict[str, Any] = {"ymin": low, "ymax": high} if upright else {"xmin": low, "xmax": high}
     (axes.vlines if upright else axes.hlines)(x if upright else y, **ends, colors=code, linewidth=1.4)
-    axes.plot([x], [y], marker=marker, color=code, linestyle="none")
+    axes.plot([x], [y], marker=marker, color=code, linestyle="none", clip_on=False, zorder=3)
 
 
 def short(label: str, most: int = 26) -> str:

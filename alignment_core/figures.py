@@ -36,13 +36,16 @@ class _Metric(NamedTuple):
     names: tuple[str, ...]
     """Event metrics in order of preference; the first one recorded is shown."""
     scale: float = 1.0
+    bottom: float | None = 0.0
+    """Lower end of the axis; None follows the data."""
+    top: float | None = None
 
 
 _METRICS = (
-    _Metric("Accuracy", "%", ("eval/accuracy",), 100.0),
-    _Metric("Format rate", "%", ("eval/format_rate", "train/format_reward"), 100.0),
-    _Metric("Reward", "mean per response", ("train/reward",)),
-    _Metric("Loss", "as optimized", ("train/loss",)),
+    _Metric("Accuracy", "%", ("eval/accuracy",), 100.0, top=102.0),
+    _Metric("Format rate", "%", ("eval/format_rate", "train/format_reward"), 100.0, top=102.0),
+    _Metric("Reward", "mean per response", ("train/reward",), bottom=None),
+    _Metric("Loss", "as optimized", ("train/loss",), bottom=None),
     _Metric("Entropy", "nats per token", ("train/entropy", "eval/entropy")),
     _Metric("Response length", "tokens", ("train/mean_length", "eval/mean_length")),
     _Metric("Gradient norm", "L2, before clipping", ("train/grad_norm",)),
@@ -204,6 +207,7 @@ def _curve_panel(
         axes.set_title(f"{metric.title}, {where}")
         axes.set_xlabel("Optimizer step")
         axes.set_ylabel(metric.unit)
+        axes.set_ylim(metric.bottom, metric.top)
 
     return draw(f"curve-{family}-{name}", f"{metric.title} over training steps: {family}", paint, 2.7)
 
@@ -289,9 +293,9 @@ def _category_shares(rows: Sequence[EvaluationRow]) -> dict[str, float]:
 
 
 def _spread(sizes: Sequence[int]) -> list[int]:
-    """The sizes that are far enough apart (a quarter) for their labels not to touch."""
+    """The sizes that are far enough apart for their labels not to touch."""
     kept: list[int] = []
     for size in sizes:
-        if not kept or size >= 1.25 * kept[-1]:
+        if not kept or size >= 1.4 * kept[-1]:
             kept.append(size)
     return kept

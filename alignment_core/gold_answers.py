@@ -11,7 +11,7 @@ CALCULATOR = re.compile(r"<<[^<>]*>>")
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 CLOSING_PHRASE = re.compile(
-    r"final answer(?: is)?\s*:?\s*(?:the final answer is\s*:?\s*)?\$+\s*(?P<math>[^$]+?)\s*\$+", re.IGNORECASE
+    r"final answer(?: is)?\s*:?\s*(?:the final answer is\s*:?\s*)?\$+\s*(?P<math>[^$\n]+?)\s*\$+", re.IGNORECASE
 )
 PROSE_WORDS = 5
 """Most words outside LaTeX commands that an answer on one line has."""
@@ -63,6 +63,11 @@ def split_gsm8k(answer: str, keep_calculator_marks: bool = False) -> tuple[str, 
     return strip_calculator(reasoning, keep_calculator_marks).strip(), gold.strip()
 
 
+def ends_as_gsm8k(answer: str) -> bool:
+    """Whether the last line holds `####`; elsewhere it may be a Markdown heading."""
+    return GSM8K_MARK in answer.strip().rpartition("\n")[2]
+
+
 def strip_calculator(text: str, keep: bool = False) -> str:
     """The text without `<<…>>` marks, or as it is when they are to be kept."""
     return text if keep else CALCULATOR.sub("", text)
@@ -91,7 +96,7 @@ def short_answer(text: str) -> str | None:
     boxed = last_boxed(text)
     if boxed:
         return boxed.strip()
-    if GSM8K_MARK in text:
+    if ends_as_gsm8k(text):
         return plain_number(split_gsm8k(text)[1]) or None
     closing = list(CLOSING_PHRASE.finditer(text))
     if closing:

@@ -59,11 +59,12 @@ def compare(answer: str, ground_truth: GroundTruth, thorough: bool = False) -> V
     Raises ImportError in `thorough` mode where math-verify is not installed.
     """
     golds = gold_answers(ground_truth)
-    if not answer.strip() or len(answer) > MAX_ANSWER:
+    answer = answer.strip()
+    if not answer or len(answer) > MAX_ANSWER:
         return Verdict(False)
-    for gold in golds:
-        if normal_string(answer) == _gold_string(gold):
-            return Verdict(True, "string")
+    spelling = normal_string(answer)
+    if any(spelling == _gold_string(gold) for gold in golds):
+        return Verdict(True, "string")
     if len(answer) > MAX_SYMBOLIC:
         return Verdict(False)
     if any(symbolically_equal(answer, gold) for gold in golds):

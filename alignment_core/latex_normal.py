@@ -26,21 +26,21 @@ _SPELLINGS = (
     ("\\%", ""),
 )
 
-_UNITS = """
-m cm mm dm km inch inches in ft foot feet yd yard mile meter metre east west north south
-sq square cu cubic cc acre hectare l lt liter litre gal gallon
-g gm gram kg kilogram lb ton degree deg c
-s sec second min minute h hr hour d day week month yr year am pm t
-mph kmph kmh per percent rs rupee dollar
-man men woman women person people coin tile apple toy mark way number unit prime ratio
-""".split()
+_UNITS = (
+    "m|cm|mm|dm|km|inch|inches|in|ft|foot|feet|yd|yard|mile|meter|metre|east|west|north|south"
+    "|sq|square|cu|cubic|cc|acre|hectare|l|lt|liter|litre|gal|gallon"
+    "|g|gm|gram|kg|kilogram|lb|ton|degree|deg|c"
+    "|s|sec|second|min|minute|h|hr|hour|d|day|week|month|yr|year|am|pm|t"
+    "|mph|kmph|kmh|per|percent|rs|rupee|dollar"
+    "|man|men|woman|women|person|people|coin|tile|apple|toy|mark|way|number|unit|prime|ratio"
+)
 """Words that word problems put behind a number: lengths, areas, weights, times, money, people, a few things.
 
 The single letters and the gaps (no pounds, no cents) are the published grader's, as far as its verdicts on real
 answers show; thorough grading is more generous.
 """
 
-_UNIT = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, _UNITS), key=len, reverse=True))})(?:s|es)?(?!\w)")
+_UNIT = re.compile(rf"(?<!\w)(?:{_UNITS})(?:s|es)?(?!\w)")
 _ENCLOSING_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _TRAILING_TEXT = re.compile(r"\\text\{[^{}]*\}$")
 _BARE_ROOT = re.compile(r"\\sqrt\s*(\w)")

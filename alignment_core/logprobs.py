@@ -65,17 +65,12 @@ def response_log_probs(
     )
 
 
-def log_probs_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """log softmax(logits) at `labels`: (..., V) and (...) give (...), in float32 at least."""
-    return _widened(logits).log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-
-
 def entropy_from_logits(logits: Tensor) -> Tensor:
     """H = -sum_v p_v log p_v with p = softmax(logits), in nats: (..., V) gives (...), in float32 at least.
 
     A logit of -inf (a masked id) counts as probability 0.
     """
-    log_p = _widened(logits).log_softmax(-1)
+    log_p = logits.to(_wide(logits.dtype)).log_softmax(-1)
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(-1)
 
 
@@ -176,10 +171,6 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(_wide(logits.dtype))
 
 
 def _check_limit(labels: Tensor, limit: int) -> None:

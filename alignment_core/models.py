@@ -6,7 +6,7 @@ Nothing a checkpoint supplies decides how we sample: of its generation config on
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -44,9 +44,11 @@ def load_model(
     activations that are recomputed. Raises ValueError for a path that is not a folder, or for weights that lack
     a part of the model.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         _checked_source(source), revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
+    model: PreTrainedModel
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(
@@ -56,8 +58,8 @@ def load_model(
     model.generation_config = _token_ids_only(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    loaded: PreTrainedModel = model.to(device or choose_device())
-    return loaded.eval()
+    nn.Module.to(model, torch.device(device) if device is not None else choose_device())
+    return model.eval()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

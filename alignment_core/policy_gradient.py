@@ -113,13 +113,14 @@ class _Learner:
         started = time.perf_counter()
         tokens = sum(len(item.response_ids) for item in rollout.completions)
         scored = None if self._config.on_policy else self._score(rollout)
-        updates = updates_per_step(self._config)
+        updates, epochs = updates_per_step(self._config), self._config.epochs_per_rollout_batch
         sums: Sums = {} if scored is None else dict(scored.sums)
         losses, reports = [], []
         for number, rows in enumerate(self._train_batches(len(rollout.completions), step)):
             loss, part = self._accumulate(rollout, rows, scored)
             losses.append(checked_loss(loss, step + 1))
-            _add(sums, {name: value / (1 if scored is None else self._config.epochs_per_rollout_batch) for name, value in part.items()})
+            # Every token is seen once per epoch; dividing by the epochs makes the sums comparable with one pass.
+            _add(sums, {name: value / epochs for name, value in part.items()})
             reports.append(self._update(step * updates + number))
         metrics = {"train/ratio_mean": 1.0, "train/clip_fraction_low": 0.0, "train/clip_fraction_high": 0.0}
         metrics |= {f"train/{name}": float(value) / tokens for name, value in sums.items()}
@@ -155,7 +156,8 @@ class _Learner:
         """
         lengths = [len(rollout.completions[row].response_ids) for row in rows]
         denominator = batch_denominator(lengths, self._config.length_normalization)
-        loss, sums = torch.zeros((), device=self._device), {}
+        loss = torch.zeros((), device=self._device)
+        sums: Sums = {}
         for active in (True, False):
             chosen = [row for row in rows if (rollout.weights[row].item() != 0) == active]
             with torch.set_grad_enabled(active):
@@ -231,7 +233,7 @@ def _add(sums: Sums, more: Sums) -> None:
 
 
 def _training_sampling(sampling: SamplingConfig, config: GRPOConfig) -> SamplingConfig:
-    """Sampling of rollouts: `min_tokens` is the loop's, and nothing may bend the distribution away from the policy's."""
+    """Sampling of rollouts: `min_tokens` is the loop's, and nothing may bend the distribution off the policy's."""
     if sampling.top_p != 1 or sampling.temperature == 0:
         raise ValueError(
             "rollouts must follow the policy itself: set sampling.top_p to 1 and sampling.temperature above 0"

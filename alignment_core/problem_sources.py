@@ -29,6 +29,11 @@ class RawRow:
     fields: Fields
 
     @property
+    def label(self) -> str:
+        """The source without folders, for records that must not depend on where the data lies."""
+        return Path(self.source).name if self.source.endswith(FILE_SUFFIXES) else self.source
+
+    @property
     def where(self) -> str:
         """The place, for messages."""
         return f"{self.source}, line {self.line}"
@@ -99,7 +104,7 @@ def _hub_rows(source: str, split: str, all_configs: bool) -> list[RawRow]:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"reading {source!r} from the hub needs `datasets`: install it, or give a local file") from error
+        raise ValueError(f"{source!r} on the hub needs `datasets`: install it, or give a local file") from error
     parts = HUB_ID.fullmatch(source)
     if parts is None:
         raise ValueError(f"{source!r} is no hub id 'owner/name[:config][@revision]'")

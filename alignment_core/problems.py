@@ -52,8 +52,9 @@ def prepare(config: DataConfig, template: str, seed: int) -> Prepared:
     """Read or generate the problems, render prompts, split, fit traces, and report repeated questions.
 
     `limit_train` and `limit_test` keep the first problems of their split, after splitting. Traces of an external set
-    whose question is a dev or test problem (case and white space aside) are left out, and noted. Raises ValueError,
-    naming file and line, for malformed rows, and for duplicate ids or an empty split.
+    whose question is a dev or test problem (case and white space aside) are left out, and noted; train problems that
+    recur in test stay where the source put them, and are reported. Raises ValueError, naming file and line, for
+    malformed rows, and for duplicate ids or an empty split.
     """
     notes: list[Note] = []
     splits = _splits(config, template, seed, notes)
@@ -130,7 +131,7 @@ def _problem(row: RawRow, parser: Parser, split: str, template: str, notes: list
 
 
 def _note(row: RawRow, what: str, done: str) -> Note:
-    return {"source": row.source, "line": row.line, "what": what, "done": done}
+    return {"source": row.label, "line": row.line, "what": what, "done": done}
 
 
 def _distinct(rows: Sequence[RawRow], problems: list[Problem]) -> list[Problem]:

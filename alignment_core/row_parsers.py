@@ -115,13 +115,13 @@ def any_parser(keep_calculator_marks: bool) -> Parser:
         if {"prompt", "messages"} <= names:
             return parse_messages(row)
         if {"question", "answer"} <= names:
-            return gsm8k(row) if gold_answers.GSM8K_MARK in str(row.fields["answer"]) else parse_question_answer(row)
+            return gsm8k(row) if gold_answers.ends_as_gsm8k(str(row.fields["answer"])) else parse_question_answer(row)
         if "problem" in names and names & {"solution", "answer"}:
             return parse_math(row)
         raise ValueError(
-            f"{row.where}: fields {sorted(names)} are none of {{question, answer}}, {{prompt, response[, ground_truth]}}, "
-            "{prompt, messages}, {problem, solution and/or answer}, {problem, reasoning_trace, expected_answer}: "
-            "rename them to one of these"
+            f"{row.where}: unknown fields {sorted(names)}: rename them to one of {{question, answer}}, "
+            "{prompt, response[, ground_truth]}, {prompt, messages}, {problem, solution and/or answer}, "
+            "{problem, reasoning_trace, expected_answer}"
         )
 
     return parse
@@ -167,7 +167,7 @@ def parse_prompt_response(row: RawRow) -> ParsedRow:
 
 
 def parse_reasoning_trace(row: RawRow) -> ParsedRow:
-    """{problem, reasoning_trace, expected_answer[, extracted_answer]}: the trace is a response begun inside `<think>`."""
+    """{problem, reasoning_trace, expected_answer[, …]}: the trace is a response begun inside `<think>`."""
     trace = text_of(row, "reasoning_trace")
     gold, care = _shortened(text_of(row, "expected_answer", numbers=True, may_be_empty=True))
     response = trace if trace[:1].isspace() or trace.startswith("<think>") else " " + trace

@@ -115,9 +115,10 @@ def _trainable(examples: Sequence[TokenSequence], max_length: int, run: RunConte
     ready = [_with_predecessor(example) for example in examples]
     kept = [example for example in ready if example.response_ids and example.length <= max_length]
     if len(kept) < len(ready):
-        run.say(f"left out {len(ready) - len(kept)} of {len(ready)} examples: empty, or longer than {max_length} tokens")
+        left_out = len(ready) - len(kept)
+        run.say(f"left out {left_out} of {len(ready)} examples: empty, or longer than {max_length} tokens")
     if not kept:
-        raise ValueError(f"none of {len(ready)} examples can be trained on: give more, or raise max_length {max_length}")
+        raise ValueError(f"none of {len(ready)} examples fits: give more, or raise sft.max_length {max_length}")
     return kept
 
 

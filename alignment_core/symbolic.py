@@ -11,6 +11,7 @@ import math
 import random
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from alignment_core.latex_plain import MAX_NESTING, Unreadable, integer_value, plain_text
@@ -32,9 +33,7 @@ Value = Any
 _FRACTION = re.compile(r"-?[0-9]+/[0-9]+", re.ASCII)
 _LIST = re.compile(r"[(\[]([^()\[\]]+)[)\]]")
 _SUSPICIOUS_POWER = re.compile(r"\^[({]|\^[0-9]+\^|\^[0-9][0-9]+")
-_LEXEME = re.compile(
-    r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3}(?![0-9]))?|\*\*|[^\W\d_]+|[-+*/^!()]"
-)
+_LEXEME = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3}(?![0-9]))?|\*\*|[^\W\d_]+|[-+*/^!()]")
 _SIGNS = ((1, 1), (-1, 1), (1, -1), (-1, -1))
 
 
@@ -117,7 +116,10 @@ def _close(left: Value, right: Value) -> bool:
 
 
 def parse(text: str) -> Node:
-    """`text` as nested tuples: ("number", Fraction), ("unknown", letter), ("+", a, b), ("sqrt", a); raises `Unreadable`."""
+    """`text` as nested tuples: ("number", Fraction), ("unknown", letter), ("+", a, b), ("sqrt", a) and so on.
+
+    Raises `Unreadable`.
+    """
     if len(text) > MAX_EXPRESSION:
         raise Unreadable("expression too long")
     lexemes = _lexemes(text)
@@ -133,8 +135,8 @@ def _lexemes(text: str) -> list[str]:
     found = _LEXEME.findall(text)
     if sum(map(len, found)) != len(text):
         raise Unreadable("not an arithmetic expression")
-    lexemes = []
-    for lexeme, after in zip(found, [*found[1:], ""], strict=True):
+    lexemes: list[str] = []
+    for lexeme, after in pairwise([*found, ""]):
         known = not lexeme.isalpha() or lexeme == "pi" or (lexeme in {"sqrt", "ln"} and after == "(")
         lexemes.extend([lexeme] if known else lexeme)
     return lexemes
@@ -310,7 +312,7 @@ _CONTEXTS: list[Any] = []
 def _context() -> Any:
     """Our own mpmath context (importing it costs 0.1 s, so only when an answer needs it)."""
     if not _CONTEXTS:
-        import mpmath
+        import mpmath  # type: ignore[import-untyped]
 
         context = mpmath.MPContext()
         context.dps = DIGITS

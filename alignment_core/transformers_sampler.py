@@ -38,12 +38,13 @@ class TransformersSampler:
         self._copies = compute_dtype == "bfloat16"
         if self._copies:
             # A narrow copy halves what every decoding step reads; casting the masters each step would double it.
-            self._model = copy.deepcopy(model).to(torch.bfloat16)
+            self._model = copy.deepcopy(model)
+            self._model.bfloat16()
         self._vocab_size = min(vocab_limit(tokenizer), model.get_output_embeddings().weight.shape[0])
         self._rules: StopRules | None = None
 
     def update_weights(self, model: PreTrainedModel) -> None:
-        """Sample from `model`'s present weights from now on (in float32 the model itself is used: nothing is copied)."""
+        """Sample from `model`'s present weights from now on. In float32 the model itself is used, nothing is copied."""
         if not self._copies:
             self._model = model
             return

@@ -26,6 +26,7 @@ Stamp = Dict[str, object]
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 12), (3, 11))
+STAMP_NAME = "alignflow-stamp.json"
 DEFAULT_TESTS = ["-m", "not slow"]
 
 NO_PYTHON = """\
@@ -39,8 +40,8 @@ NO_VENV = """\
 On Debian and Ubuntu: apt-get install python{version}-venv. Then start again."""
 
 GPU_HINT = """\
-flash-attn is compiled where no ready build fits: that needs the CUDA toolkit (nvcc) and, with MAX_JOBS=4 set,
-about 40 GB of memory. Without it: .venv/bin/uv pip install -e '.[dev]' 'vllm>=0.20.2,<0.23' -c {constraints}"""
+flash-attn is compiled where no ready build fits, which needs the CUDA toolkit (nvcc) and much memory (set MAX_JOBS=4
+or less). To go without it: .venv/bin/uv pip install -e '.[dev]' 'vllm>=0.20.2,<0.23' -c {constraints}"""
 
 
 class SetupError(Exception):
@@ -139,10 +140,15 @@ def wanted_stamp(root: Path, version: Version, extras: Sequence[str]) -> Stamp:
 def read_stamp(venv: Path) -> Stamp:
     """Return the stamp of a finished installation, empty if there is none or its interpreter is gone."""
     try:
-        stamp = json.loads((venv / "alignflow-stamp.json").read_text(encoding="utf-8"))
+        stamp = json.loads((venv / STAMP_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) and (venv / "bin" / "python").exists() else {}
+
+
+def write_stamp(venv: Path, stamp: Stamp) -> None:
+    """Record what `.venv` holds."""
+    (venv / STAMP_NAME).write_text(json.dumps(stamp), encoding="utf-8")
 
 
 def must_rebuild(found: Stamp, wanted: Stamp) -> bool:
@@ -195,6 +201,11 @@ def step(label: str, command: Sequence[str], variables: Optional[Dict[str, str]]
         raise SetupError("that step failed with exit code %d:\n%s" % (done.returncode, tail))
 
 
+def is_installed(venv: Path, package: str, version: Optional[str]) -> bool:
+    """Tell whether a version of a package (a glob pattern) lies in `.venv`."""
+    return any(venv.glob("lib/python*/site-packages/%s-%s.dist-info" % (package, version)))
+
+
 def fetch_cpu_torch(python: str, version: str, folder: Path) -> bool:
     """Let pip, as the user has set it up, fetch the CPU build of torch into a folder; False if it knows none.
 
@@ -202,7 +213,7 @@ def fetch_cpu_torch(python: str, version: str, folder: Path) -> bool:
     """
     command = [python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=1"]
     done = subprocess.run(
-        command + ["--dest", str(folder), "torch==%s+cpu" % version],
+        [*command, "--dest", str(folder), "torch==%s+cpu" % version],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -213,7 +224,7 @@ def fetch_cpu_torch(python: str, version: str, folder: Path) -> bool:
 def install_cpu_torch(python: str, venv: Path, constraints: Path, uv: Sequence[str]) -> None:
     """Install a CPU build of the pinned torch ahead of everything else, where one is at hand."""
     version = pinned(constraints, "torch")
-    if version is None or any(venv.glob("lib/python*/site-packages/torch-%s*.dist-info" % version)):
+    if version is None or is_installed(venv, "torch", version) or is_installed(venv, "torch", version + "+*"):
         return
     with tempfile.TemporaryDirectory() as folder:
         if not fetch_cpu_torch(python, version, Path(folder)):
@@ -223,24 +234,29 @@ def install_cpu_torch(python: str, venv: Path, constraints: Path, uv: Sequence[s
         step("torch %s, CPU build" % version, list(uv) + source + ["torch==%s+cpu" % version])
 
 
-def install(root: Path, python: str, version: Version, extras: Sequence[str], rebuild: bool) -> None:
-    """Make or update `.venv`: pip brings uv, uv brings the rest under the pins."""
+def make_venv(python: str, version: Version, venv: Path) -> None:
+    """Make `.venv` anew, whatever was there."""
+    require_venv(python, version)
+    step("virtual environment, Python %d.%d" % version, [python, "-m", "venv", "--clear", str(venv)])
+
+
+def install(root: Path, python: str, extras: Sequence[str]) -> None:
+    """Fill `.venv`: pip brings uv, uv brings the rest under the pins."""
     venv = root / ".venv"
     inner = str(venv / "bin" / "python")
     constraints = constraints_file(root, extras)
-    if rebuild:
-        require_venv(python, version)
-        step("virtual environment, Python %d.%d" % version, [python, "-m", "venv", "--clear", str(venv)])
-    step("uv", [inner, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), "uv"])
+    if not is_installed(venv, "uv", pinned(constraints, "uv")):
+        step("uv", [inner, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), "uv"])
     uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", inner]
     if sys.platform == "linux" and "gpu" not in extras and not sees_gpu():
         install_cpu_torch(python, venv, constraints, uv)
     target = "%s[%s]" % (root, ",".join(sorted(extras)))
     try:
-        step("alignflow and what it needs", uv + ["-c", str(constraints), "-e", target], environment(python))
+        step("alignflow and what it needs", [*uv, "-c", str(constraints), "-e", target], environment(python))
     except SetupError as error:
-        hint = "\n" + GPU_HINT.format(constraints=constraints.relative_to(root)) if "gpu" in extras else ""
-        raise SetupError(str(error) + hint)
+        if "gpu" not in extras:
+            raise
+        raise SetupError("%s\n%s" % (error, GPU_HINT.format(constraints=constraints.relative_to(root)))) from error
 
 
 @contextmanager
@@ -280,11 +296,16 @@ def ensure(root: Path, own: Version, extras: Sequence[str]) -> None:
         if is_current(found, root, own, extras):
             return
         start = time.time()
-        say("setting up .venv (a first start downloads its packages)")
         together = sorted({*extras, *recorded_extras(found)})
         wanted = wanted_stamp(root, version, together)
-        install(root, python, version, together, must_rebuild(found, wanted))
-        (venv / "alignflow-stamp.json").write_text(json.dumps(wanted), encoding="utf-8")
+        rebuild = must_rebuild(found, wanted)
+        say("setting up .venv (its packages are downloaded)" if rebuild else "updating .venv")
+        if rebuild:
+            make_venv(python, version, venv)
+        # Until the end the stamp matches nothing, so that a stopped start is taken up again in this `.venv`.
+        write_stamp(venv, {**wanted, "inputs": "unfinished", "extras": recorded_extras(found)})
+        install(root, python, together)
+        write_stamp(venv, wanted)
         say("ready after %.1f s" % (time.time() - start))
 
 

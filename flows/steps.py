@@ -10,7 +10,7 @@ from typing import Literal
 from alignment_core.config import Comparison, EvaluationConfig, StudyConfig, read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
-from tasks.data import filter_traces, prepare_problems
+from tasks.data import count_traces, filter_traces, prepare_problems
 from tasks.evaluation import Evaluated, analyze, evaluate, write_report
 from tasks.models import base_model
 from tasks.training import expert_round, finetune, optimize_policy
@@ -67,6 +67,11 @@ def filter_step(ladder: Ladder) -> ArtifactRef:
     return ladder.filtered
 
 
+def trace_set(ladder: Ladder, variant: Variant) -> ArtifactRef:
+    """The artifact that holds the traces of a variant."""
+    return filter_step(ladder) if variant == "filtered" else ladder.problems
+
+
 def sft_member(ladder: Ladder, size: Size, variant: Variant, seed: int) -> ArtifactRef:
     """One member of the sweep, trained."""
     member = (size, variant, seed)
@@ -76,7 +81,7 @@ def sft_member(ladder: Ladder, size: Size, variant: Variant, seed: int) -> Artif
             ladder.workspace,
             ladder.config,
             ladder.base,
-            filter_step(ladder) if variant == "filtered" else ladder.problems,
+            trace_set(ladder, variant),
             ladder.problems,
             sft=ladder.config.sft,
             seed=seed,
@@ -104,7 +109,7 @@ def evaluate_member(ladder: Ladder, size: Size, variant: Variant, seed: int) -> 
             method="sft",
             start="zero-shot",
             seed=seed,
-            size=None if size == "full" else size,
+            size=count_traces(ladder.workspace, trace_set(ladder, variant)) if size == "full" else size,
             variant=variant,
         )
         ladder.evaluations.append(
@@ -149,7 +154,6 @@ def expert_rounds(ladder: Ladder, start_from: Literal["base", "sft"], seed: int,
         )
         model, training = stages[-1], training + stages
         ladder.runs[label] = model
-        ladder.runs[f"{label}: sample"] = stages[0]
         final = index == rounds
         comparison = Comparison(name=name if final else label, method="ei", start=origin, seed=seed, step=index)
         ladder.evaluations.append(

@@ -16,3 +16,9 @@ def filter_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactR
     """The traces whose answer the grader accepts."""
     stage = FilterStage(reward=config.evaluation.reward)
     return run_cached(workspace, "filter", stage, {"problems": problems}, "filter traces")
+
+
+def count_traces(workspace: Workspace, traces: ArtifactRef) -> int:
+    """Rows of a prepare or filter artifact's trace set."""
+    with (workspace.store.path(traces) / "traces.jsonl").open("rb") as file:
+        return sum(1 for _ in file)

@@ -49,9 +49,7 @@ CLIP_CASES = [
 
 
 @pytest.mark.parametrize(("advantage", "expected", "low", "high"), CLIP_CASES)
-def test_clip_by_hand_for_both_signs(
-    advantage: float, expected: list[float], low: list[int], high: list[int]
-) -> None:
+def test_clip_by_hand_for_both_signs(advantage: float, expected: list[float], low: list[int], high: list[int]) -> None:
     result = grpo_clip_loss(column(advantage), logs(0.25, 0.45, 0.55, 0.75), logs(0.5, 0.5, 0.5, 0.5), 0.2)
     np.testing.assert_allclose(result.loss[0], expected, rtol=1e-12)
     assert result.statistics["clip_fraction_low"][0].tolist() == low
@@ -116,7 +114,10 @@ def test_a_wild_log_ratio_stays_finite() -> None:
     log_probs = torch.tensor([[0.0, -1000.0]], requires_grad=True)
     old = torch.tensor([[-1000.0, 0.0]])
     torch.testing.assert_close(probability_ratio(log_probs, old), torch.tensor([[math.exp(20), math.exp(-20)]]))
-    for result in (grpo_clip_loss(torch.tensor([[-1.0]]), log_probs, old, 0.2), grpo_no_clip_loss(torch.tensor([[1.0]]), log_probs, old)):
+    for result in (
+        grpo_clip_loss(torch.tensor([[-1.0]]), log_probs, old, 0.2),
+        grpo_no_clip_loss(torch.tensor([[1.0]]), log_probs, old),
+    ):
         result.loss.sum().backward()
         assert result.loss.isfinite().all()
         assert log_probs.grad.isfinite().all()

@@ -41,7 +41,8 @@ def test_mean_over_nothing_is_nan_unless_told() -> None:
 def test_an_empty_row_leaves_the_gradient_finite() -> None:
     values = VALUES.clone().requires_grad_()
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    masked_mean(values, mask, dim=1, empty=0.0).sum().backward()
+    with torch.autograd.set_detect_anomaly(True):
+        masked_mean(values, mask, dim=1, empty=0.0).sum().backward()
     assert torch.equal(values.grad, torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]))
 
 

@@ -52,8 +52,8 @@ def test_mcnemar_by_hand() -> None:
 
 
 def test_mcnemar_survives_numbers_beyond_floats() -> None:
-    assert 0.0 <= mcnemar_exact(0, 5000) < 1e-300
-    assert mcnemar_exact(2490, 2510) == pytest.approx(scipy.stats.binomtest(2490, 5000).pvalue)
+    assert 0.0 <= mcnemar_exact(0, 2000) < 1e-300
+    assert mcnemar_exact(990, 1010) == pytest.approx(scipy.stats.binomtest(990, 2000).pvalue)
 
 
 def test_mcnemar_refuses_negative_counts() -> None:
@@ -61,15 +61,15 @@ def test_mcnemar_refuses_negative_counts() -> None:
         mcnemar_exact(-1, 2)
 
 
-def _pair(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _pair(n: int, seed: int) -> tuple[list[float], list[float]]:
     generator = np.random.default_rng(seed)
-    return generator.random(n) < 0.6, generator.random(n) < 0.5
+    return (generator.random(n) < 0.6).astype(float).tolist(), (generator.random(n) < 0.5).astype(float).tolist()
 
 
 def test_bootstrap_agrees_with_scipy() -> None:
     first, second = _pair(400, 1)
     reference = scipy.stats.bootstrap(
-        (first.astype(float), second.astype(float)),
+        (first, second),
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
         paired=True,
         method="percentile",
@@ -93,7 +93,7 @@ def test_bootstrap_sign_is_first_minus_second() -> None:
 
 def test_bootstrap_depends_on_its_seed_only() -> None:
     # Shares, not flags: many distinct differences, so that two seeds do not meet on the same grid point.
-    first, second = np.random.default_rng(2).random((2, 50))
+    first, second = np.random.default_rng(2).random((2, 50)).tolist()
     assert paired_bootstrap(first, second, seed=7) == paired_bootstrap(first, second, seed=7)
     assert paired_bootstrap(first, second, seed=7) != paired_bootstrap(first, second, seed=8)
 

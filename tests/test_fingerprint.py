@@ -1,0 +1,137 @@
+"""What a code fingerprint feels, and what it does not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignment_core import fingerprint as room
+
+BASE = {
+    "losses.py": '''"""Room."""
+import torch
+EPSILON = 1e-6
+UNUSED = 3
+
+def scale(x):
+    """Times two."""
+    # a reason
+    return 2 * x + EPSILON
+
+def other(x):
+    return x
+''',
+    "stages/demo.py": '''
+from pkg_losses import scale
+
+def run(config):
+    return scale(config)
+''',
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of two modules that stands in for alignment_core."""
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "templates").mkdir()
+    for folder in (tmp_path, tmp_path / "stages"):
+        (folder / "__init__.py").write_text("")
+    for name, text in BASE.items():
+        (tmp_path / name).write_text(text.replace("pkg_losses", "alignment_core.losses"))
+    monkeypatch.setattr(room, "ROOT", tmp_path)
+    return tmp_path
+
+
+def digest(package: Path) -> dict[str, str]:
+    """The fingerprint with every cache emptied first."""
+    for cached in (room.fingerprint, room._source, room.read_module, room._template_digest):
+        cached.cache_clear()
+    return room.fingerprint("alignment_core.stages.demo:run").definitions
+
+
+def edit(package: Path, name: str, old: str, new: str) -> None:
+    """Replace a text that must be there."""
+    text = (package / name).read_text()
+    assert old in text
+    (package / name).write_text(text.replace(old, new))
+
+
+def test_covers_what_is_reached_and_nothing_else(package: Path) -> None:
+    assert set(digest(package)) == {
+        "alignment_core.stages.demo.run",
+        "alignment_core.losses.scale",
+        "alignment_core.losses.EPSILON",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# a reason", "# another reason"),
+        ('"""Times two."""', '"""Twice."""'),
+        ("return 2 * x + EPSILON", "return (2 * x\n            + EPSILON)"),
+        ("UNUSED = 3", "UNUSED = 4"),
+        ("def other(x):\n    return x", "def other(x):\n    return -x"),
+        ("def scale", "def inserted(): pass\n\ndef scale"),
+    ],
+)
+def test_does_not_feel(package: Path, old: str, new: str) -> None:
+    before = digest(package)
+    edit(package, "losses.py", old, new)
+    assert digest(package) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "felt"),
+    [
+        ("return 2 * x", "return 3 * x", "alignment_core.losses.scale"),
+        ("EPSILON = 1e-6", "EPSILON = 1e-5", "alignment_core.losses.EPSILON"),
+    ],
+)
+def test_feels(package: Path, old: str, new: str, felt: str) -> None:
+    before = digest(package)
+    edit(package, "losses.py", old, new)
+    after = digest(package)
+    assert {name for name in before if before[name] != after[name]} == {felt}
+
+
+def test_follows_imports_inside_functions_and_module_attributes(package: Path) -> None:
+    (package / "stages" / "demo.py").write_text(
+        "def run(config):\n    from alignment_core import losses\n    return losses.other(config)\n"
+    )
+    assert set(digest(package)) == {"alignment_core.stages.demo.run", "alignment_core.losses.other"}
+
+
+def test_feels_the_content_of_a_template_it_names(package: Path) -> None:
+    (package / "templates" / "page.j2").write_text("one")
+    (package / "stages" / "demo.py").write_text("def run(config):\n    return 'page.j2'\n")
+    before = digest(package)
+    (package / "templates" / "page.j2").write_text("two")
+    assert digest(package) != before
+
+
+def test_a_missing_name_is_an_error(package: Path) -> None:
+    (package / "stages" / "demo.py").write_text("from alignment_core.losses import gone\ndef run(c):\n    gone(c)\n")
+    with pytest.raises(ValueError, match="defines no 'gone'"):
+        digest(package)
+
+
+def test_versions_of_reached_libraries_only() -> None:
+    room.fingerprint.cache_clear()
+    assert "torch" in room.fingerprint("alignment_core.stages.sft:run").versions
+    assert "torch" not in room.fingerprint("alignment_core.stages.filter:run").versions
+
+
+def test_every_stage_of_the_package_has_a_fingerprint_without_importing_it() -> None:
+    stages = [path.stem for path in (Path(room.__file__).parent / "stages").glob("*.py") if "CONFIG =" in path.read_text()]
+    assert len(stages) >= 10
+    code = (
+        "import sys\nfrom alignment_core.fingerprint import fingerprint\n"
+        f"for stage in {stages!r}: assert fingerprint(f'alignment_core.stages.{{stage}}:run').definitions\n"
+        "print('torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[1]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert shown.stdout.strip() == "False"

@@ -1,0 +1,201 @@
+"""The reward functions: formats, answers, flags, and agreement with real graded generations.
+
+Run: pytest tests/test_rewards.py
+"""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from alignment_core.rewards import (
+    grade_batch,
+    parse_gsm8k_response,
+    parse_mmlu_response,
+    question_only_reward_fn,
+    r1_zero_reward_fn,
+)
+
+RIGHT = {"format_reward": 1.0, "answer_reward": 1.0, "reward": 1.0}
+WRONG = {"format_reward": 1.0, "answer_reward": 0.0, "reward": 0.0}
+UNFORMATTED = {"format_reward": 0.0, "answer_reward": 0.0, "reward": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("response", "ground_truth", "rewards"),
+    [
+        (" r </think> <answer> 8 </answer>", "8", RIGHT),
+        (" r </think> <answer> 8 </answer>", 8, RIGHT),
+        (" r </think> <answer> 8 </answer>", 8.0, RIGHT),
+        (" r </think> <answer> 8 </answer>", ["7", "8"], RIGHT),
+        (" r </think> <answer> 8 </answer>", r"so $\boxed{8}$", RIGHT),
+        (r" r </think> <answer> it is \boxed{8}. </answer>", "8", RIGHT),
+        (" r </think> <answer> 9 </answer>", "8", WRONG),
+        (r" r </think> <answer> \boxed{8 </answer>", "8", WRONG),
+        (" r </think> <answer></answer>", "8", WRONG),
+        (" r </think>\n<answer> 8 </answer>", "8", UNFORMATTED),
+        (r" r </think> \boxed{8}", "8", UNFORMATTED),
+        ("", "8", UNFORMATTED),
+    ],
+)
+def test_r1_zero(response: str, ground_truth: str | int | float | list[str], rewards: dict[str, float]) -> None:
+    assert r1_zero_reward_fn(response, ground_truth) == rewards
+
+
+@pytest.mark.parametrize(
+    ("response", "ground_truth", "rewards"),
+    [
+        (r"so \boxed{8}", "8", RIGHT),
+        (r"\boxed{7}, no, \boxed{8}", "8", RIGHT),
+        (r"\boxed{8}, no, \boxed{7}", "8", WRONG),
+        (r"so \boxed{8", "8", UNFORMATTED),
+        (" r </think> <answer> 8 </answer>", "8", UNFORMATTED),
+        (r"<answer> \boxed{8} </answer>", ["8"], RIGHT),
+    ],
+)
+def test_question_only(response: str, ground_truth: str | list[str], rewards: dict[str, float]) -> None:
+    assert question_only_reward_fn(response, ground_truth) == rewards
+
+
+def test_number_reward() -> None:
+    cases = [
+        ("She pays 3 * $4.50 = $13.50.", "13.5", 1.0, 1.0),
+        ("It is 1,000 in all", "1000", 1.0, 1.0),
+        ("72", "73", 1.0, 0.0),
+        ("no idea", "72", 0.0, 0.0),
+        ("x = -3", -3, 1.0, 1.0),
+        ("half, 0.5", "1/2", 1.0, 1.0),
+        ("72", "seventy-two", 1.0, 0.0),
+        ("1" * 100_000, "1", 1.0, 0.0),
+    ]
+    grades = grade_batch([case[0] for case in cases], [case[1] for case in cases], reward="number")
+    assert [(grade.format_reward, grade.reward) for grade in grades] == [case[2:] for case in cases]
+    assert grades[0].extracted == "13.50"
+    assert grades[0].method == "number"
+
+
+def test_grades_tell_what_was_extracted_and_which_test_decided() -> None:
+    responses = [
+        " r </think> <answer> 8 </answer>",
+        " r </think> <answer> 8,000 </answer>",
+        " r </think> <answer> 9 </answer>",
+        r" r </think> <answer> \boxed{9 </answer>",
+        "9",
+    ]
+    grades = grade_batch(responses, ["8", "8000", "8", "8", "8"])
+    assert [grade.extracted for grade in grades] == ["8", "8,000", "9", None, None]
+    assert [grade.method for grade in grades] == ["string", "symbolic", "none", "none", "none"]
+    assert {grade.status for grade in grades} == {"ok"}
+    assert all(grade.milliseconds is None for grade in grades)
+    assert all((grade.milliseconds or 0) > 0 for grade in grade_batch(responses, ["8"] * 5, timed=True))
+
+
+def test_extracted_text_can_be_stored() -> None:
+    response = " </think> <answer>" + "\ud800" + "7" * 5000 + "</answer>"
+    (grade,) = grade_batch([response], ["7"])
+    assert grade.extracted is not None
+    assert len(grade.extracted) == 1000
+    assert grade.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("response", "suspicious"),
+    [
+        (" r </think> <answer> 3 </answer>", False),
+        (" r </think> <answer> 3 </answer>\n", False),
+        (" r </think> <answer> 3 or 4 </answer>", True),
+        (" r </think> <answer> 3, 4 </answer>", True),
+        (" r </think> <answer> 3 </answer> <answer> 4 </answer>", True),
+        (" r <answer> 3 </think> <answer> 4 </answer>", True),
+        (" r </think> </think> <answer> 4 </answer>", True),
+        (" r </think> <answer> 4 </answer> and more", True),
+        (" r </think>\n<answer> 4 </answer> and more", False),
+    ],
+)
+def test_suspicious_tags(response: str, suspicious: bool) -> None:
+    assert grade_batch([response], ["3"])[0].suspicious is suspicious
+
+
+def test_suspicious_boxes_and_gold_lists() -> None:
+    def flag(response: str, gold: str) -> bool:
+        return grade_batch([response], [gold], reward="question_only")[0].suspicious
+
+    assert flag(r"\boxed{3} or \boxed{4}", "3")
+    assert not flag(r"\boxed{3}, that is \boxed{3}", "3")
+    assert not flag(r"\boxed{3, 4}", "3,4")
+    assert flag(r"\boxed{3, 4, 5}", "3,4")
+
+
+def test_misuse_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="give one for each"):
+        grade_batch(["a"], [])
+    with pytest.raises(ValueError, match="choose one of r1_zero"):
+        grade_batch([], [], reward="boxed")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Natalia sold 48/2 = 24 clips, 72 in all.", "72"),
+        ("$1,018.50.", "1018.50"),
+        ("-7", "-7"),
+        ("\u22127", "-7"),
+        ("10-3", "3"),
+        ("1,2345", "2345"),
+        ("3,4", "4"),
+        ("-.5", "-.5"),
+        ("seventy-two", None),
+        ("", None),
+    ],
+)
+def test_parse_gsm8k_response(text: str, number: str | None) -> None:
+    assert parse_gsm8k_response(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The correct answer is B. There is only one.", "B"),
+        ("answer: (D)", "D"),
+        ("First I thought the answer is A. The answer is C", "C"),
+        ("C", "C"),
+        ("(C)", "C"),
+        ("A. one hundred", "A"),
+        ("The answer is unknown.", "D"),
+        ("The correct answer is 10000 polyomaviruses.", None),
+        ("The answer is A or B", None),
+        ("A cat sat", None),
+        ("The answer is a guess", None),
+        ("E", None),
+        ("", None),
+    ],
+)
+def test_parse_mmlu_response(text: str, letter: str | None) -> None:
+    example = {"subject": "virology", "question": "How many?", "options": ["100", "1", "10", "unknown"], "answer": "A"}
+    assert parse_mmlu_response(example, text) == letter
+
+
+def test_agrees_with_the_published_grader_on_real_generations(shared_data: Path) -> None:
+    lines = (shared_data / "graded" / "generations_3294.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 3294
+    functions = {"r1_zero": r1_zero_reward_fn, "question_only": question_only_reward_fn}
+    started = time.perf_counter()
+    rewards = [functions[row["reward_fn"]](row["response"], row["ground_truth"]) for row in rows]
+    assert time.perf_counter() - started < 10
+    differing = [
+        (row["response"][-80:], row["ground_truth"])
+        for row, ours in zip(rows, rewards, strict=True)
+        if ours != row["reference_reward"]
+    ]
+    assert differing == []
+
+
+def test_real_traces_grade_as_published(shared_data: Path) -> None:
+    lines = (shared_data / "sft" / "r1_math_1767.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    rows = [json.loads(line) for line in lines]
+    grades = grade_batch([row["response"] for row in rows], [row["ground_truth"] for row in rows])
+    counts = Counter((grade.format_reward, grade.reward) for grade in grades)
+    assert counts == {(1.0, 1.0): 1408, (1.0, 0.0): 31, (0.0, 0.0): 328}
