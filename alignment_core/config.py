@@ -6,7 +6,7 @@ hosts, logging and retries live elsewhere, on purpose.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,8 +26,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-
-# ---------------------------------------------------------------- model
+    def key_settings(self) -> dict[str, Any]:
+        """The settings as they enter a stage key: JSON values, without what says only where a thing lies."""
+        return self.model_dump(mode="json")
 
 
 class ScratchModelConfig(Config):
@@ -50,9 +51,9 @@ class ScratchModelConfig(Config):
     tagged_share: Share = 0.43
     """Share of documents written in the `User: … Assistant: <think>` form; the rest are plain Q/A."""
     careful_share: Share = 0.75
-    """Share of tagged documents that reason carefully; the others slip once, or guess."""
+    """Share of documents that reason carefully; the others slip once, or guess."""
     slip_share: Share = 0.10
-    """Share of tagged documents with one wrong step carried on; the remainder guesses."""
+    """Share of documents with one wrong step carried on; the remainder guesses."""
     learning_rate: Rate = 2e-3
     batch_size: Positive = 32
 
@@ -74,9 +75,6 @@ class ModelConfig(Config):
         if (self.source == "scratch") != (self.scratch is not None):
             raise ValueError("model.scratch is given exactly when model.source is 'scratch'")
         return self
-
-
-# ---------------------------------------------------------------- data
 
 
 class ArithmeticConfig(Config):
@@ -128,9 +126,6 @@ class DataConfig(Config):
         return self
 
 
-# ---------------------------------------------------------------- sampling, grading
-
-
 class SamplingConfig(Config):
     """How completions are drawn. Penalties, top-k and model-supplied defaults are off, always."""
 
@@ -156,9 +151,6 @@ class EvaluationConfig(Config):
     reward: RewardName = "r1_zero"
     thorough: bool = False
     """Also ask math-verify (recall beyond the published fast verdict)."""
-
-
-# ---------------------------------------------------------------- training
 
 
 class OptimizerConfig(Config):
@@ -267,9 +259,6 @@ class SweepConfig(Config):
     variants: tuple[Literal["raw", "filtered"], ...] = ("raw", "filtered")
 
 
-# ---------------------------------------------------------------- the study
-
-
 class StudyConfig(Config):
     """One study: what `alignflow run PRESET` runs."""
 
@@ -308,9 +297,6 @@ class StudyConfig(Config):
         return self
 
 
-# ---------------------------------------------------------------- what one stage receives
-
-
 class PrepareStage(Config):
     """Problems in, splits with prompts and traces out."""
 
@@ -318,6 +304,15 @@ class PrepareStage(Config):
     template: str
     """Text of the prompt template."""
     seed: int
+    content: dict[str, str] = {}
+    """sha256 of each local source, by field of `data`; filled in by the task, so that an edited file is felt."""
+
+    def key_settings(self) -> dict[str, Any]:
+        """A local source counts by its content, not by where it lies."""
+        settings = super().key_settings()
+        for name in self.content:
+            del settings["data"][name]
+        return settings
 
 
 class PretrainStage(Config):
@@ -336,7 +331,14 @@ class ImportModelStage(Config):
     source: str
     revision: str | None = None
     content: str | None = None
-    """Digest of a local folder's files (names, sizes, sha256 of the small ones), filled in by the task."""
+    """Digest of a local folder (`tasks.models.folder_identity`), filled in by the task; None for a hub id."""
+
+    def key_settings(self) -> dict[str, Any]:
+        """A local folder counts by its content, not by where it lies."""
+        settings = super().key_settings()
+        if self.content is not None:
+            del settings["source"]
+        return settings
 
 
 class SampleStage(Config):

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
+from alignment_core.config import Config
 from alignment_core.fingerprint import fingerprint
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.store import RECORD, Components, Lookup, ManifestDraft, Producer, Store, sync_folder, write_durably
@@ -67,19 +66,23 @@ class StageOutcome(Record):
     seconds: float
 
 
-def make_spec(stage: str, config: BaseModel, inputs: Mapping[str, ArtifactRef], label: str) -> StageSpec:
+def make_spec(stage: str, config: Config, inputs: Mapping[str, ArtifactRef], label: str) -> StageSpec:
     """The spec of a stage, key included; imports no stage code."""
     code = fingerprint(f"alignment_core.stages.{stage}:run")
-    settings = config.model_dump(mode="json")
     components = Components(
         stage=stage,
-        config=settings,
+        config=config.key_settings(),
         inputs={name: ref.digest for name, ref in inputs.items()},
         code=code.definitions,
         versions=code.versions,
     )
     return StageSpec(
-        stage=stage, label=label, config=settings, inputs=dict(inputs), components=components, key=components.key()
+        stage=stage,
+        label=label,
+        config=config.model_dump(mode="json"),
+        inputs=dict(inputs),
+        components=components,
+        key=components.key(),
     )
 
 

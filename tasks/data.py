@@ -1,15 +1,38 @@
 """Problems and traces as cached stages."""
 
-from alignment_core.config import FilterStage, PrepareStage, StudyConfig, read_template
+import hashlib
+from pathlib import Path
+
+from alignment_core.config import DataConfig, FilterStage, PrepareStage, StudyConfig, read_template
 from alignment_core.records import ArtifactRef
+from alignment_core.store import file_sha256
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
 
 def prepare_problems(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
     """Splits with prompts, traces and the leakage report."""
-    stage = PrepareStage(data=config.data, template=read_template(config.prompt), seed=config.seed)
+    stage = PrepareStage(
+        data=config.data,
+        template=read_template(config.prompt),
+        seed=config.seed,
+        content=source_digests(config.data),
+    )
     return run_cached(workspace, "prepare", stage, {}, "prepare")
+
+
+def source_digests(data: DataConfig) -> dict[str, str]:
+    """Content of the local files and folders a data section names, by field; hub ids are left out."""
+    digests = {}
+    for name in ("train", "test", "traces"):
+        source = Path(getattr(data, name) or "")
+        if source.is_file():
+            digests[name] = file_sha256(source)
+        elif getattr(data, name) and source.is_dir():
+            files = sorted(path for path in source.rglob("*") if path.is_file())
+            parts = [f"{path.relative_to(source)} {file_sha256(path)}" for path in files]
+            digests[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return digests
 
 
 def filter_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef) -> ArtifactRef:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
-from pydantic import BaseModel
 
+from alignment_core.config import Config
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import Event, StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.store import explain_miss
@@ -18,7 +18,7 @@ from tasks.workspace import Workspace
 
 
 def run_cached(
-    workspace: Workspace, stage: str, config: BaseModel, inputs: Mapping[str, ArtifactRef], label: str
+    workspace: Workspace, stage: str, config: Config, inputs: Mapping[str, ArtifactRef], label: str
 ) -> ArtifactRef:
     """The artifact of one stage, computed at most once per key."""
     spec = make_spec(stage, config, inputs, label)

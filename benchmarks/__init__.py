@@ -1,0 +1,1 @@
+"""Measurements: speed and proofs, run by hand; not part of the package."""

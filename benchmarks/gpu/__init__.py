@@ -1,0 +1,1 @@
+"""Proofs on one GPU: `right` (numbers agree), `learn` (a real model improves), `speed` (where the time goes)."""
