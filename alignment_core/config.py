@@ -230,7 +230,8 @@ class GRPOConfig(Config):
     def _batches_divide(self) -> Self:
         if self.rollout_batch_size % self.group_size:
             raise ValueError(
-                f"grpo.rollout_batch_size {self.rollout_batch_size} is not a multiple of grpo.group_size {self.group_size}"
+                f"grpo.rollout_batch_size {self.rollout_batch_size} is not a multiple of "
+                f"grpo.group_size {self.group_size}"
             )
         if self.rollout_batch_size % self.train_batch_size:
             raise ValueError(

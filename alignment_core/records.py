@@ -149,4 +149,3 @@ def iterate_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the line"
                 raise ValueError(f"{path}, line {number}: {where}: {first['msg']}") from error
-

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from alignment_core.config import Config
 from alignment_core.fingerprint import fingerprint
 from alignment_core.records import ArtifactRef, Record
@@ -34,12 +36,12 @@ class Event(Record):
     step: int
     time: float
     """Unix time, seconds."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     total: int | None = None
     """Steps expected in all, where known."""
     name: str = ""
     """Name of the table of a `rows` event; text of a `say` event."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = Field(default_factory=list)
 
 
 OnEvent = Callable[[Event], None]

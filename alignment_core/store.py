@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment_core.records import ArtifactRef, Record
 
@@ -58,7 +58,7 @@ class Producer(Record):
     seconds: float
     host: str
     resumed_from_step: int | None = None
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field(default_factory=dict)
     """Free text from the caller, e.g. the id of the tracking run."""
 
 
@@ -260,7 +260,9 @@ def differences(old: Components, new: Components) -> list[str]:
         before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         shown = [
-            f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" if kind in {"config", "versions"} else name
+            f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+            if kind in {"config", "versions"}
+            else name
             for name in changed[:4]
         ]
         if changed:

@@ -1,6 +1,6 @@
 """Statistics over a study's evaluations: intervals, paired tests, the split of each gain.
 
-    alignflow analyze tiny
+alignflow analyze tiny
 """
 
 from typing import Any

@@ -147,9 +147,7 @@ def artifacts_ls(
 
 
 @artifacts.command("show")
-def artifacts_show(
-    key: Annotated[str, typer.Argument(help="Key or its beginning.")], root: Root = Path(".")
-) -> None:
+def artifacts_show(key: Annotated[str, typer.Argument(help="Key or its beginning.")], root: Root = Path(".")) -> None:
     """Files, settings, parents and producer of one artifact."""
     from flows.shelf import show_artifact
 

@@ -3,7 +3,15 @@
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from alignment_core.stage import Event, StageOutcome
@@ -65,10 +73,8 @@ class RichListener:
         self._drop_bar()
         colour = COLOURS[outcome.how]
         seconds = "" if outcome.how == "cached" else f"{outcome.seconds:6.1f} s"
-        self.console.print(
-            f"[{colour}]{outcome.how:>8}[/{colour}] {seconds:>9}  {label}  [dim]{outcome.ref.key[:12]}  {outcome.reason}[/dim]",
-            highlight=False,
-        )
+        origin = f"[dim]{outcome.ref.key[:12]}  {outcome.reason}[/dim]"
+        self.console.print(f"[{colour}]{outcome.how:>8}[/{colour}] {seconds:>9}  {label}  {origin}", highlight=False)
 
     def failed(self, label: str, error: BaseException) -> None:
         """One line that stays; the reason itself comes last, from the command."""

@@ -1,6 +1,6 @@
 """Evaluation of one model on a preset's problems: sample, then grade.
 
-    alignflow eval gsm8k-1.5b --model ./checkpoint --out results
+alignflow eval gsm8k-1.5b --model ./checkpoint --out results
 """
 
 import shutil
@@ -14,7 +14,7 @@ from alignment_core.records import ArtifactRef
 from flows import steps
 from flows.runner import flow_run, summarize
 from tasks.data import prepare_problems
-from tasks.evaluation import Evaluated, evaluate
+from tasks.evaluation import evaluate
 from tasks.workspace import Workspace
 
 

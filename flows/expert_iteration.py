@@ -1,6 +1,6 @@
 """Expert Iteration: rounds of sample, grade, select, SFT and evaluation.
 
-    alignflow ei tiny
+alignflow ei tiny
 """
 
 from typing import Any
@@ -12,7 +12,9 @@ from flows.runner import flow_run, summarize
 
 
 @flow(name="expert-iteration", flow_run_name="{preset}")
-def expert_iteration(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: str | None = None) -> dict[str, Any]:
+def expert_iteration(
+    preset: str = "tiny", overrides: dict[str, Any] | None = None, root: str | None = None
+) -> dict[str, Any]:
     """Run the study's Expert Iteration from each of its starts.
 
     preset, overrides, root: as for the study flow.

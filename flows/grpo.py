@@ -1,6 +1,6 @@
 """GRPO from the base model or from an SFT checkpoint, evaluated.
 
-    alignflow grpo tiny
+alignflow grpo tiny
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Problems, traces and the leakage report.
 
-    alignflow prepare tiny
+alignflow prepare tiny
 """
 
 from typing import Any

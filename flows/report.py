@@ -1,6 +1,6 @@
 """The study's page, self-contained HTML.
 
-    alignflow report tiny
+alignflow report tiny
 """
 
 from typing import Any

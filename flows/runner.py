@@ -21,9 +21,7 @@ def flow_run(
         yield workspace, config
 
 
-def summarize(
-    workspace: Workspace, evaluations: list[Evaluated], report: ArtifactRef | None = None
-) -> dict[str, Any]:
+def summarize(workspace: Workspace, evaluations: list[Evaluated], report: ArtifactRef | None = None) -> dict[str, Any]:
     """Plain data about what a flow produced: the rows of its table, where each stage came from, the report."""
     store = workspace.store
     rows = []

@@ -1,6 +1,6 @@
 """The SFT sweep: sizes x {raw, filtered}, each trained and evaluated.
 
-    alignflow sft tiny
+alignflow sft tiny
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The whole study: prepare -> zero-shot -> SFT sweep -> Expert Iteration -> GRPO -> report.
 
-    prefect deployment run 'study/tiny'        alignflow run tiny
+prefect deployment run 'study/tiny'        alignflow run tiny
 """
 
 from typing import Any

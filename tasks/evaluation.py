@@ -57,7 +57,7 @@ def evaluate(
     name = comparison.name
     inputs = {"model": model, "problems": problems}
     completions = run_cached(workspace, "sample", stage, inputs, f"{name}: sample {split}")
-    graded = grade(workspace, evaluation, split, completions, problems, f"{name}: grade {split}")
+    graded = grade(workspace, evaluation, split, completions, f"{name}: grade {split}")
     return Evaluated(comparison, graded, training)
 
 
@@ -66,12 +66,11 @@ def grade(
     evaluation: EvaluationConfig,
     split: Split,
     completions: ArtifactRef,
-    problems: ArtifactRef,
     label: str,
 ) -> ArtifactRef:
     """Verdicts and the evaluation report over completions."""
     stage = GradeStage(reward=evaluation.reward, thorough=evaluation.thorough, split=split)
-    return run_cached(workspace, "grade", stage, {"completions": completions, "problems": problems}, label)
+    return run_cached(workspace, "grade", stage, {"completions": completions}, label)
 
 
 def analyze(workspace: Workspace, evaluations: list[Evaluated]) -> ArtifactRef:

@@ -113,7 +113,9 @@ class _Session:
         self._experiment = (
             experiment.experiment_id if experiment else client.create_experiment(self.study, artifact_location=location)
         )
-        parent = client.create_run(self._experiment, run_name=self.run_name, tags={**self.tags, "alignflow.kind": "study"})
+        parent = client.create_run(
+            self._experiment, run_name=self.run_name, tags={**self.tags, "alignflow.kind": "study"}
+        )
         self._parent = parent.info.run_id
         self._client = client
         return client
@@ -128,7 +130,9 @@ class _Session:
             tags = {
                 STAGE_KEY_TAG: spec.key,
                 "alignflow.kind": spec.stage,
-                "alignflow.inputs": ", ".join(f"{name}={ref.stage}/{ref.key[:12]}" for name, ref in spec.inputs.items()),
+                "alignflow.inputs": ", ".join(
+                    f"{name}={ref.stage}/{ref.key[:12]}" for name, ref in spec.inputs.items()
+                ),
                 "mlflow.parentRunId": self._parent,
             }
             run = client.create_run(self._experiment, run_name=spec.label, tags=tags)

@@ -59,7 +59,7 @@ def expert_round(
         seed=drawn,
     )
     sampled = run_cached(workspace, "sample", stage, {"model": model, "problems": problems}, f"{label}: sample")
-    graded = grade(workspace, config.evaluation, "train", sampled, problems, f"{label}: grade")
+    graded = grade(workspace, config.evaluation, "train", sampled, f"{label}: grade")
     select = SelectStage(max_correct_per_question=ei.max_correct_per_question, seed=drawn)
     inputs = {"completions": sampled, "grades": graded}
     selected = run_cached(workspace, "select", select, inputs, f"{label}: select")

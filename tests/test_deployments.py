@@ -1,4 +1,4 @@
-"""Every entry of prefect.yaml: known keys, a flow that really imports, parameters that validate, a preset that loads."""
+"""Every entry of prefect.yaml: known keys, a flow that imports, parameters that validate, a preset that loads."""
 
 from pathlib import Path
 from typing import Any

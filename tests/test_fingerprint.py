@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,17 @@ def scale(x):
 def other(x):
     return x
 ''',
-    "stages/demo.py": '''
+    "stages/demo.py": """
 from pkg_losses import scale
 
 def run(config):
     return scale(config)
-''',
+""",
 }
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package of two modules that stands in for alignment_core."""
     (tmp_path / "stages").mkdir()
     (tmp_path / "templates").mkdir()
@@ -41,13 +42,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in BASE.items():
         (tmp_path / name).write_text(text.replace("pkg_losses", "alignment_core.losses"))
     monkeypatch.setattr(room, "ROOT", tmp_path)
-    return tmp_path
+    yield tmp_path
+    forget()
+
+
+def forget() -> None:
+    """Empty every cache of the room."""
+    for cached in (room.fingerprint, room._source, room.read_module, room._template_digest):
+        cached.cache_clear()
 
 
 def digest(package: Path) -> dict[str, str]:
-    """The fingerprint with every cache emptied first."""
-    for cached in (room.fingerprint, room._source, room.read_module, room._template_digest):
-        cached.cache_clear()
+    """The fingerprint, read afresh."""
+    forget()
     return room.fingerprint("alignment_core.stages.demo:run").definitions
 
 
@@ -119,13 +126,14 @@ def test_a_missing_name_is_an_error(package: Path) -> None:
 
 
 def test_versions_of_reached_libraries_only() -> None:
-    room.fingerprint.cache_clear()
     assert "torch" in room.fingerprint("alignment_core.stages.sft:run").versions
     assert "torch" not in room.fingerprint("alignment_core.stages.filter:run").versions
 
 
 def test_every_stage_of_the_package_has_a_fingerprint_without_importing_it() -> None:
-    stages = [path.stem for path in (Path(room.__file__).parent / "stages").glob("*.py") if "CONFIG =" in path.read_text()]
+    stages = [
+        path.stem for path in (Path(room.__file__).parent / "stages").glob("*.py") if "CONFIG =" in path.read_text()
+    ]
     assert len(stages) >= 10
     code = (
         "import sys\nfrom alignment_core.fingerprint import fingerprint\n"

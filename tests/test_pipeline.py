@@ -51,7 +51,9 @@ def stages(output: str) -> dict[str, str]:
         words = line.split()
         if words and words[0] in {"ran", "cached", "resumed"}:
             rest = words[1:] if words[0] == "cached" else words[3:]
-            key = next(i for i, word in enumerate(rest) if len(word) == 12 and all(c in "0123456789abcdef" for c in word))
+            key = next(
+                i for i, word in enumerate(rest) if len(word) == 12 and all(c in "0123456789abcdef" for c in word)
+            )
             found[" ".join(rest[:key])] = words[0]
     return found
 

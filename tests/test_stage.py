@@ -23,7 +23,9 @@ def spec(**config: Any) -> StageSpec:
     """A spec of the stand-in stage `demo`."""
     settings = DemoStage(**config).model_dump()
     components = Components(stage="demo", config=settings, inputs={}, code={}, versions={})
-    return StageSpec(stage="demo", label="demo", config=settings, inputs={}, components=components, key=components.key())
+    return StageSpec(
+        stage="demo", label="demo", config=settings, inputs={}, components=components, key=components.key()
+    )
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from alignment_core.config import GradeStage
 from alignment_core.evaluation import evaluate, failing_examples
-from alignment_core.records import Completion, read_jsonl, write_jsonl
+from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
 from alignment_core.rewards import grade_batch
 from alignment_core.runs import RunContext
-from alignment_core.stages.artifacts import read_split
 
 CONFIG = GradeStage
 CHUNK = 512
@@ -18,8 +17,8 @@ CHUNK = 512
 def run(config: GradeStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
     """Write graded.jsonl (line by line with completions.jsonl), results.jsonl, summary.json, examples.json."""
     completions = read_jsonl(inputs["completions"] / "completions.jsonl", Completion)
-    by_id = {problem.id: problem for problem in read_split(inputs["problems"], config.split)}
-    asked = [by_id[name] for name in dict.fromkeys(item.problem_id for item in completions)]
+    asked = read_jsonl(inputs["completions"] / "problems.jsonl", Problem)
+    by_id = {problem.id: problem for problem in asked}
     problems = [by_id[item.problem_id] for item in completions]
     grades = []
     for start in range(0, len(completions), CHUNK):

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from alignment_core.config import SampleStage
@@ -19,7 +20,7 @@ CHUNK_BATCHES = 4
 
 
 def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
-    """Write completions.jsonl: problems in order, samples of a problem side by side."""
+    """Write problems.jsonl, as they were asked, and completions.jsonl: the samples of a problem side by side."""
     source, revision = model_location(inputs["model"])
     tokenizer = load_tokenizer(source, revision)
     problems = draw(read_split(inputs["problems"], config.split), config)
@@ -29,6 +30,7 @@ def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunC
     completions = sample_in_chunks(sampler, requests, config, run)
     if not config.keep_log_probs:
         completions = [item.model_copy(update={"sampler_log_probs": None}) for item in completions]
+    write_jsonl(output / "problems.jsonl", problems)
     write_jsonl(output / "completions.jsonl", completions)
 
 
@@ -59,12 +61,11 @@ def sample_in_chunks(
         metrics = {"sample/completions": float(len(done)), "time/tokens_per_second": rate, **describe(fresh)}
         run.emit(len(done), metrics, total=len(requests))
         if run.checkpoint_due() and len(done) < len(requests):
-            kept = done
-            run.save_checkpoint(len(done), lambda path: _save(path, kept))
+            run.save_checkpoint(len(done), partial(_save, done))
     return done
 
 
-def _save(folder: Path, completions: list[Completion]) -> None:
+def _save(completions: list[Completion], folder: Path) -> None:
     write_jsonl(folder / "completions.jsonl", completions)
 
 
