@@ -17,6 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 Split = Literal["train", "dev", "test"]
 RewardName = Literal["r1_zero", "question_only", "number"]
+Decoding = Literal["auto", "plain", "static", "graph"]
 LossType = Literal["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_no_clip"]
 LengthNormalization = Literal["masked_mean", "masked_normalize", "token_mean"]
 
@@ -139,6 +140,9 @@ class SamplingConfig(Config):
     stop: tuple[str, ...] = ("</answer>",)
     batch_size: Positive = 256
     """Sequences decoded together (transformers backend)."""
+    decoding: Decoding = "auto"
+    """How the transformers backend decodes: auto takes CUDA graphs on a GPU where the model allows them, else plain;
+    static is the way of graph without recording one. All give the same completions up to rounding."""
 
 
 class EvaluationConfig(Config):

@@ -33,7 +33,7 @@ class Draw(NamedTuple):
 
 
 def draw_tokens(
-    logits: Tensor, draws: Tensor, temperature: float, top_p: float = 1.0, banned: Sequence[int] = ()
+    logits: Tensor, draws: Tensor, temperature: float, top_p: float = 1.0, banned: Sequence[int] | Tensor = ()
 ) -> Draw:
     """Sample one token per row by inverse CDF: the first id whose cumulative probability exceeds the draw.
 
@@ -44,8 +44,8 @@ def draw_tokens(
     log_probs = scaled.log_softmax(-1)
     probabilities = log_probs.exp()
     entropy = -(probabilities * log_probs).sum(-1)
-    if banned:
-        allowed = scaled.index_fill(1, torch.tensor(list(banned), device=scaled.device), -torch.inf)
+    if len(banned):
+        allowed = scaled.index_fill(1, torch.as_tensor(banned, device=scaled.device), -torch.inf)
         probabilities = allowed.softmax(-1)
     if temperature == 0:
         ids = probabilities.argmax(-1)

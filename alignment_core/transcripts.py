@@ -4,7 +4,6 @@ Rows keep their number from the first token to the last, wherever a sampler hold
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +11,7 @@ from torch import Tensor
 
 from alignment_core.decoding import StopRules
 from alignment_core.records import Completion, FinishReason
-
-
-class Request(Protocol):
-    """What a completion tells of the request behind it."""
-
-    @property
-    def problem_id(self) -> str:
-        """The problem asked about."""
-
-    @property
-    def sample_index(self) -> int:
-        """Which of the problem's samples this is."""
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """Ids the response follows."""
+from alignment_core.sampling import PromptRequest
 
 
 class Transcripts:
@@ -56,7 +40,7 @@ class Transcripts:
             if self.alive[row] and self._rules.completes_stop(tail.tolist()):
                 self._finish(row, position, "stop")
 
-    def completions(self, requests: Sequence[Request], log_probs: Tensor, entropies: Tensor) -> list[Completion]:
+    def completions(self, requests: Sequence[PromptRequest], log_probs: Tensor, entropies: Tensor) -> list[Completion]:
         """One completion per row; `log_probs` and `entropies` are (B, max_tokens), read up to each row's length."""
         all_log_probs, all_entropies = log_probs.cpu().numpy(), entropies.cpu().numpy()
         completions = []

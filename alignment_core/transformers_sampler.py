@@ -1,7 +1,7 @@
 """Sampling with a plain transformers model: batched decoding with a key/value cache.
 
 Rows are sorted by prompt length, so a batch is padded little; equal prompts share their prefill; finished rows
-leave the batch. Speed matters here for small models on a CPU; on a GPU an inference engine does better.
+leave the batch. On a GPU, models of the Llama family are handed to `graph_decoding`, which is several times faster.
 """
 
 import copy
@@ -14,10 +14,12 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.config import SamplingConfig
 from alignment_core.decoding import Draw, StopRules, draw_tokens
+from alignment_core.graph_decoding import GraphDecoder, resolve_decoding
 from alignment_core.models import ComputeDtype, device_of, eos_ids, pad_id, vocab_limit
 from alignment_core.random_draws import uniforms
-from alignment_core.records import Completion, FinishReason
+from alignment_core.records import Completion
 from alignment_core.sampling import Progress, PromptRequest
+from alignment_core.transcripts import Transcripts
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped once the share of rows alive falls below this; dropping copies the cache."""
@@ -38,10 +40,13 @@ class TransformersSampler:
         self._copies = compute_dtype == "bfloat16"
         if self._copies:
             # A narrow copy halves what every decoding step reads; casting the masters each step would double it.
+            # Weights only: rotary frequencies are a buffer, and rounded they turn far positions by radians.
             self._model = copy.deepcopy(model)
-            self._model.bfloat16()
+            for weight in self._model.parameters():
+                weight.data = weight.data.bfloat16()
         self._vocab_size = min(vocab_limit(tokenizer), model.get_output_embeddings().weight.shape[0])
         self._rules: StopRules | None = None
+        self._decoder: GraphDecoder | None = None
 
     def update_weights(self, model: PreTrainedModel) -> None:
         """Sample from `model`'s present weights from now on. In float32 the model itself is used, nothing is copied."""
@@ -68,13 +73,22 @@ class TransformersSampler:
         try:
             for start in range(0, len(order), config.batch_size):
                 chosen = order[start : start + config.batch_size]
-                batch = _Decoding(self._model, [requests[i] for i in chosen], config, rules, pad_id(self._tokenizer))
-                completions.update(zip(chosen, batch.run(), strict=True))
+                made = self._decode([requests[i] for i in chosen], config, rules)
+                completions.update(zip(chosen, made, strict=True))
                 if on_progress is not None:
                     on_progress(len(completions), len(requests))
         finally:
             self._model.train(was_training)
         return [completions[i] for i in range(len(requests))]
+
+    def _decode(self, requests: Sequence[PromptRequest], config: SamplingConfig, rules: StopRules) -> list[Completion]:
+        way = resolve_decoding(config.decoding, self._model)
+        if way == "plain":
+            return _Decoding(self._model, requests, config, rules, pad_id(self._tokenizer)).run()
+        graphs = way == "graph"
+        if self._decoder is None or self._decoder.model is not self._model or self._decoder.graphs != graphs:
+            self._decoder = GraphDecoder(self._model, graphs)
+        return self._decoder.run(requests, config, rules)
 
     def _rules_for(self, config: SamplingConfig) -> StopRules:
         """Stop rules, kept from call to call: their table of a large vocabulary takes a second to make."""
@@ -110,10 +124,7 @@ class _Decoding:
         self._device = device_of(model)
         size = len(requests)
         self._padding = padding
-        self._tokens = np.zeros((size, config.max_tokens), dtype=np.int64)
-        self._lengths = np.full(size, config.max_tokens)
-        self._reasons: list[FinishReason] = ["length"] * size
-        self._alive = np.ones(size, dtype=bool)
+        self._transcripts = Transcripts(size, rules)
         self._rows = np.arange(size)
         self._log_probs = torch.zeros(size, config.max_tokens, device=self._device)
         self._entropies = torch.zeros(size, config.max_tokens, device=self._device)
@@ -124,11 +135,12 @@ class _Decoding:
         logits = self._prefill()
         for position in range(self._config.max_tokens):
             draw = self._draw(logits, position)
-            self._record(draw, position)
-            if not self._alive.any() or position + 1 == self._config.max_tokens:
+            # The one wait for the device per step.
+            self._transcripts.record(self._rows, draw.ids.cpu().numpy(), position)
+            if not self._transcripts.alive.any() or position + 1 == self._config.max_tokens:
                 break
             logits = self._forward(self._compact(draw.ids))
-        return self._completions()
+        return self._transcripts.completions(self._requests, self._log_probs, self._entropies)
 
     def _prefill(self) -> Tensor:
         """Run each distinct prompt once, left-padded; then give every row its own copy of the cache."""
@@ -183,25 +195,9 @@ class _Decoding:
         self._entropies[self._columns, position] = draw.entropy
         return draw
 
-    def _record(self, draw: Draw, position: int) -> None:
-        """Store the new tokens and note which rows they end; the one wait for the device per step."""
-        ids = draw.ids.cpu().numpy()
-        self._tokens[self._rows, position] = ids
-        for index in np.flatnonzero(self._rules.is_eos(ids)).tolist():
-            self._finish(self._rows[index], position, "eos")
-        for index in self._rules.stop_candidates(ids, position):
-            row = self._rows[index]
-            tail = self._tokens[row, max(0, position + 1 - self._rules.tail_tokens) : position + 1]
-            if self._alive[row] and self._rules.completes_stop(tail.tolist()):
-                self._finish(row, position, "stop")
-
-    def _finish(self, row: int, position: int, reason: FinishReason) -> None:
-        if self._alive[row]:
-            self._alive[row], self._lengths[row], self._reasons[row] = False, position + 1, reason
-
     def _compact(self, ids: Tensor) -> Tensor:
         """Drop finished rows from cache and batch once enough of them have gathered."""
-        alive = self._alive[self._rows]
+        alive = self._transcripts.alive[self._rows]
         if alive.mean() >= COMPACT_BELOW:
             return ids
         self._rows = self._rows[alive]
@@ -216,23 +212,3 @@ class _Decoding:
         self._next_position = self._next_position[rows]
         if self._mask is not None:
             self._mask = self._mask[rows]
-
-    def _completions(self) -> list[Completion]:
-        log_probs, entropies = self._log_probs.cpu().numpy(), self._entropies.cpu().numpy()
-        completions = []
-        for row, request in enumerate(self._requests):
-            length = int(self._lengths[row])
-            ids = self._tokens[row, :length].tolist()
-            completions.append(
-                Completion(
-                    problem_id=request.problem_id,
-                    sample_index=request.sample_index,
-                    prompt_ids=request.prompt_ids,
-                    response_ids=ids,
-                    text=self._rules.text(ids),
-                    finish_reason=self._reasons[row],
-                    sampler_log_probs=log_probs[row, :length].tolist(),
-                    mean_entropy=float(entropies[row, :length].mean()),
-                )
-            )
-        return completions

@@ -323,7 +323,7 @@ def command_line(root: Path, arguments: Sequence[str]) -> List[str]:
 def main(arguments: Sequence[str]) -> int:
     """Set up, then become the asked-for command; return an exit code where there is none to become."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__.strip() + "\n\nOnce set up, `python3 -m flows.bootstrap help` lists alignflow's own commands.")
+        print(__doc__.strip() + "\n\nOnce set up, `.venv/bin/alignflow --help` lists alignflow's own commands.")
         return 0
     installs_only = arguments[0] == "install"
     try:

@@ -141,6 +141,9 @@ def test_min_tokens_bans_eos_and_defers_the_stop():
     assert (early_stop.text, early_stop.finish_reason) == ("???", "stop")
     stop_gone_by = scripted(ids_of("?abc"), short, tail=EOS)
     assert (stop_gone_by.text, stop_gone_by.finish_reason) == ("?abc", "eos")
+    # The stop string of the first two tokens is still near when another `?` comes; that one completes nothing.
+    near = scripted(ids_of("b?cc?dd"), short.model_copy(update={"stop": ("b?",)}), tail=EOS)
+    assert (near.text, near.finish_reason) == ("b?cc?dd", "eos")
 
 
 def test_non_ascii_stop_string():

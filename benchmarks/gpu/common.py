@@ -58,13 +58,13 @@ class Report:
     def __init__(self, path: Path, origin: Mapping[str, object]) -> None:
         self.path, self._origin = path, dict(origin)
         self.content: dict[str, object] = {"provenance": dict(origin), "rows": []}
-        self._rows: list[dict[str, object]] = []
+        self.rows: list[dict[str, object]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
     def add(self, row: Mapping[str, object]) -> None:
         """Append a row, print it short, write the file."""
-        self._rows.append({**row, "provenance": self._origin})
+        self.rows.append({**row, "provenance": self._origin})
         shown = {key: _rounded(value) for key, value in row.items() if not isinstance(value, (list, dict))}
         print(json.dumps(shown, ensure_ascii=False), flush=True)
         self.write()
@@ -76,7 +76,7 @@ class Report:
 
     def write(self) -> None:
         """Replace the file in one step."""
-        self.content["rows"] = self._rows
+        self.content["rows"] = self.rows
         replace_json(self.path, self.content)
 
 
@@ -228,6 +228,11 @@ def gradient_vector(model: nn.Module) -> torch.Tensor:
         torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in model.parameters()
     ]
     return torch.cat([part.detach().double().cpu().flatten() for part in parts])
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    """All weights in one vector on the CPU."""
+    return torch.cat([weight.detach().cpu().flatten() for weight in model.parameters()])
 
 
 def _installed() -> dict[str, str | None]:

@@ -1,0 +1,104 @@
+"""The smoke study through a real Prefect server and one process worker, from prefect.yaml."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PREFECT = [sys.executable, "-m", "prefect"]
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    """A port nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment of clients of a fresh server with a pool `cpu` and one worker."""
+    home = tmp_path_factory.mktemp("server")
+    port = free_port()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    environment = {
+        **clean,
+        "HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    log = (home / "server.log").open("w")
+    start = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    processes = [subprocess.Popen(start, env=environment, stdout=log, stderr=log)]
+    try:
+        wait_until_healthy(environment["PREFECT_API_URL"])
+        prefect(environment, "work-pool", "create", "cpu", "--type", "process")
+        prefect(environment, "--no-prompt", "deploy", "--name", "study/smoke")
+        worker = [*PREFECT, "worker", "start", "--pool", "cpu"]
+        processes.append(subprocess.Popen(worker, env=environment, cwd=ROOT, stdout=log, stderr=log))
+        yield environment
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(timeout=30)
+        log.close()
+
+
+def wait_until_healthy(url: str, seconds: float = 90.0) -> None:
+    """Poll the server's health endpoint."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no Prefect server at {url} after {seconds} s")
+
+
+def prefect(environment: dict[str, str], *arguments: str) -> str:
+    """Run the prefect command; its output."""
+    done = subprocess.run(
+        [*PREFECT, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def post(environment: dict[str, str], path: str, body: dict[str, object]) -> list[dict[str, object]]:
+    """A query of the server's API."""
+    request = urllib.request.Request(
+        f"{environment['PREFECT_API_URL']}/{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def run_deployment(environment: dict[str, str], root: Path) -> set[object]:
+    """Run study/smoke to its end; the states its task runs ended in."""
+    prefect(environment, "deployment", "run", "study/smoke", "--param", f'root="{root}"', "--watch")
+    newest = post(environment, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    assert newest["state_name"] == "Completed"
+    tasks = post(environment, "task_runs/filter", {"flow_runs": {"id": {"any_": [newest["id"]]}}, "limit": 200})
+    assert len(tasks) >= 20
+    return {task["state_name"] for task in tasks}
+
+
+def test_a_deployment_runs_the_study_and_a_second_run_is_all_cached(server: dict[str, str], tmp_path: Path) -> None:
+    assert run_deployment(server, tmp_path) == {"Completed"}
+    assert run_deployment(server, tmp_path) == {"Cached"}
