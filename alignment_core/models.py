@@ -3,8 +3,8 @@
 Nothing a checkpoint supplies decides how we sample: of its generation config only the token ids are kept.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -66,7 +67,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Write weights (safetensors, in the dtype they are held in), configs and tokenizer into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = _token_ids_only(model)
-    model.save_pretrained(folder)
+    with _no_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -123,6 +125,18 @@ def tensors_by_name(model: nn.Module) -> Mapping[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
     return {name: value for name, value in model.state_dict().items() if name not in tied}
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal, which has a display of its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _token_ids_only(model: PreTrainedModel) -> GenerationConfig:

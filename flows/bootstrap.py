@@ -26,6 +26,7 @@ Stamp = Dict[str, object]
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 12), (3, 11))
+EXTRAS = {"bench", "dev", "gpu"}
 STAMP_NAME = "alignflow-stamp.json"
 DEFAULT_TESTS = ["-m", "not slow"]
 
@@ -329,6 +330,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if os.name != "posix":
             raise SetupError("alignflow runs on Linux and macOS; on Windows, start it inside WSL.")
+        if installs_only and not set(arguments[1:]) <= EXTRAS:
+            raise SetupError("install takes extras only: %s" % ", ".join(sorted(EXTRAS)))
         ensure(ROOT, sys.version_info[:2], ["dev", *arguments[1:]] if installs_only else ["dev"])
     except SetupError as error:
         say(str(error))

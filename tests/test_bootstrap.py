@@ -296,6 +296,19 @@ def test_help_installs_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "python3 -m flows.bootstrap run tiny" in capsys.readouterr().out
 
 
+def test_only_extras_of_the_project_are_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) == bootstrap.EXTRAS
+    asked: list[list[str]] = []
+    monkeypatch.setattr(bootstrap, "ensure", lambda root, own, extras: asked.append(extras))
+    assert bootstrap.main(["install", "nonsense"]) == 2
+    assert "bench, dev, gpu" in capsys.readouterr().err
+    assert bootstrap.main(["install", "bench"]) == 0
+    assert asked == [["dev", "bench"]]
+
+
 # what the project pins
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from alignment_core.batching import TokenSequence
 from alignment_core.random_draws import uniforms
@@ -143,11 +143,11 @@ def replace_json(path: Path, content: object) -> None:
 
 def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """A tokenizer of `size` words w0 w1 …, the last one the end of text: ids without meaning, text that round-trips."""
-    vocabulary = {f"w{index}": index for index in range(size - 1)} | {"<eos>": size - 1}
+    vocabulary = {f"w{index}": index for index in range(size - 1)} | {"[eos]": size - 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[eos]", pad_token="[eos]")
 
 
 def small_shape(vocab_size: int, hidden_size: int, layers: int) -> Qwen2Config:
@@ -183,11 +183,14 @@ def shape_1_5b() -> Qwen2Config:
     )
 
 
-def random_model(shape: Qwen2Config, device: torch.device, seed: int) -> Qwen2ForCausalLM:
+def random_model(shape: Qwen2Config, device: torch.device, seed: int, sharpness: float = 1.0) -> Qwen2ForCausalLM:
     """Float32 weights drawn on `device`; the same for the same seed and device type."""
     torch.manual_seed(derive_seed(seed, "proof model") % 2**31)
     with torch.device(device):
         model = Qwen2ForCausalLM(shape).float()
+    with torch.no_grad():
+        # Sharper distributions than evenly spread ones: entropies differ from position to position.
+        model.model.norm.weight *= sharpness
     return model.eval()
 
 
@@ -222,11 +225,16 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return error if error == error else float("inf")
 
 
+def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
+    """Recomputation of activations; the methods' name changed within transformers 5."""
+    family = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on or getattr(model, f"is_{family}_checkpointing"):
+        getattr(model, f"{family}_checkpointing_{'enable' if on else 'disable'}")()
+
+
 def gradient_vector(model: nn.Module) -> torch.Tensor:
     """All gradients in one float64 vector on the CPU, in the order of the parameters."""
-    parts = [
-        torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in model.parameters()
-    ]
+    parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in model.parameters()]
     return torch.cat([part.detach().double().cpu().flatten() for part in parts])
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.learn --out DIR --model FOLDER --train gsm8k/train.jsonl --test gsm8k/test.jsonl \\
         --phases zero_shot,grpo --budget-seconds 520
 
-Without --train and --test the problems are synthetic word problems. Each training phase takes its share of the time that is
-left and stops in time for its evaluation. learn.json is complete after every step; completions lie beside it.
+Without --train and --test the problems are synthetic word problems. Each training phase takes its share of the time
+that is left and stops in time for its evaluation. learn.json is complete after every step; completions lie beside it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from alignment_core.records import ScoredCompletion, write_jsonl
 from alignment_core.rewards import grade_batch
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import Sampler, build_requests, encode_trace, make_sampler
-from alignment_core.sft import train_sft
+from alignment_core.sft import Validate, train_sft
 from alignment_core.statistics import mcnemar_exact, paired_bootstrap, wilson_interval
 from alignment_core.validation import make_validator
 from benchmarks.gpu import common
@@ -244,7 +244,7 @@ def _run(lab: Lab, phase: str, seconds: float) -> TimedRun:
     return TimedRun(phase, lab.report, lab.clock, seconds)
 
 
-def _validator(lab: Lab, run: TimedRun) -> object:
+def _validator(lab: Lab, run: TimedRun) -> Validate | None:
     options = lab.arguments
     return make_validator(
         lab.data.dev, options.dev, lab.tokenizer, lab.sampling, "r1_zero", run, options.seed, lab.dtype, lab.sampler
@@ -292,7 +292,9 @@ def open_lab(arguments: argparse.Namespace, report: common.Report, clock: common
     seconds = {"problems": clock.spent}
     model = load_model(arguments.model, device=device)
     seconds["model"] = clock.spent - seconds["problems"]
-    sampling = SamplingConfig(max_tokens=arguments.max_tokens, batch_size=max(256, arguments.problems * arguments.group))
+    sampling = SamplingConfig(
+        max_tokens=arguments.max_tokens, batch_size=max(256, arguments.problems * arguments.group)
+    )
     sampler = make_sampler(model, tokenizer, sampling, arguments.dtype)
     report.put("setup_seconds", {name: round(value, 1) for name, value in seconds.items()})
     report.put("data", {

@@ -1,10 +1,10 @@
 """GPU against CPU, narrow against wide, split against whole, resumed against uninterrupted.
 
-    python -m benchmarks.gpu.right --out DIR [--model FOLDER] [--toy]
+    python -m benchmarks.gpu.right --out DIR [--model FOLDER --questions FILE] [--toy]
 
-Every row: name, value, bound, pass, why that bound. The reference is float64 on the CPU, one sequence at a time, over the
-plain full logits of the model: written out here, apart from the code it checks. `error` is ||x - ref|| / ||ref||; of log-probs
-and entropies the reference's mean is taken off first, so that a large common value hides nothing.
+Every row: name, value, bound, pass, why that bound. The reference is float64 on the CPU, one sequence at a time, over
+the plain full logits of the model: written out here, apart from the code it checks. Errors are ||x - ref|| / ||ref||;
+of log-probs and entropies the reference's mean is taken off first, so that a large common value hides nothing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence, collate, micro_batches
 from alignment_core.config import GRPOConfig, LengthNormalization, LossType, OptimizerConfig, SamplingConfig
@@ -43,6 +43,13 @@ BF16_VALUE, BF16_GRADIENT = 5e-2, 1e-1
 WHY_FP32 = "float32 rounds at 6e-8; a few layers of sums lose one to two digits"
 WHY_FP32_GRADIENT = "as the values, twice through the layers"
 WHY_BF16 = "bf16 rounds at 4e-3 per operand, and the errors of the layers add up"
+
+
+PRECISIONS: tuple[tuple[ComputeDtype, float, str], ...] = (
+    ("float32", FP32_GRADIENT, WHY_FP32_GRADIENT),
+    ("bfloat16", BF16_GRADIENT, WHY_BF16),
+)
+"""Compute type, bound of a gradient's relative error, and why."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Checks:
 def make_case(arguments: argparse.Namespace) -> Case:
     """Random weights with sharp distributions, and sequences of very different lengths."""
     vocab, hidden, layers, count = (512, 128, 2, 6) if arguments.toy else (8192, 512, 6, 16)
-    model = common.random_model(common.small_shape(vocab, hidden, layers), torch.device("cpu"), arguments.seed)
+    model = common.random_model(common.small_shape(vocab, hidden, layers), torch.device("cpu"), arguments.seed, 3.0)
     lengths = common.gamma_lengths(count, 24 if arguments.toy else 90, 200, arguments.seed)
     prompts = [3 + 7 * (index % 5) for index in range(count)]
     sequences = common.random_sequences(prompts, lengths, vocab - 8, arguments.seed)
@@ -155,7 +162,8 @@ def core_scores(
             )
         for index, row in enumerate(rows):
             mask = batch.response_mask[index]
-            log_probs[row], entropies[row] = scores.log_probs[index][mask], scores.entropy[index][mask]
+            log_probs[row] = scores.log_probs[index][mask]
+            entropies[row] = scores.entropy[index][mask] if scores.entropy is not None else log_probs[row] * 0
     order = range(len(case.sequences))
     return Scores(torch.cat([log_probs[i] for i in order]), torch.cat([entropies[i] for i in order]))
 
@@ -207,6 +215,11 @@ def check_scores(checks: Checks, case: Case, model: PreTrainedModel, reference: 
         _score_rows(checks, "bf16 core", narrow, reference, BF16_VALUE, WHY_BF16)
         yardstick = plain_scores(model, case.sequences, case.vocab_limit, "bfloat16")
         _score_rows(checks, "bf16 plain transformers path (yardstick)", yardstick, reference, BF16_VALUE, WHY_BF16)
+        for kind in ("log_probs", "entropy"):
+            ours, theirs = (_centred_error(item, reference, kind) for item in (narrow, yardstick))
+            checks.add(
+                f"bf16 core error over the yardstick's: {kind}", ours / theirs, 1.5, "same rounding, other kernels"
+            )
         single = core_scores(model, case, "bfloat16", 1)
         _score_rows(checks, "bf16 one sequence at a time vs padded batch", single, narrow, BF16_VALUE, WHY_BF16)
 
@@ -234,7 +247,7 @@ def check_gradients(checks: Checks, case: Case, model: PreTrainedModel, referenc
         loss = reference_loss(case, plain_scores(wide, case.sequences, case.vocab_limit).log_probs, kind, mode)
         loss.backward()
         truth, value = common.gradient_vector(wide), float(loss.detach())
-        for dtype, bound, why in (("float32", FP32_GRADIENT, WHY_FP32_GRADIENT), ("bfloat16", BF16_GRADIENT, WHY_BF16)):
+        for dtype, bound, why in PRECISIONS:
             ours, gradient = _core_gradient(model, case, old, kind, mode, dtype, 2048)
             name = f"{dtype} {kind} {mode}"
             checks.add(f"{name}: loss", abs(ours - value) / max(abs(value), 1e-3), bound, why, loss=ours)
@@ -246,23 +259,25 @@ def check_gradients(checks: Checks, case: Case, model: PreTrainedModel, referenc
 def check_splits(checks: Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
     """Micro-batches against the whole, and gradient checkpointing on against off."""
     old = reference.log_probs + case.old_shift
-    for dtype, bound, why in (("float32", FP32_GRADIENT, WHY_FP32_GRADIENT), ("bfloat16", BF16_GRADIENT, WHY_BF16)):
+    for dtype, bound, why in PRECISIONS:
         _, whole = _core_gradient(model, case, old, "grpo_clip", "masked_mean", dtype, 1_000_000)
         for budget, label in ((1, "one sequence at a time"), (512, "micro-batches of 512 tokens")):
             _, split = _core_gradient(model, case, old, "grpo_clip", "masked_mean", dtype, budget)
             error = common.relative_error(split, whole)
             checks.add(f"{dtype} gradient: {label} vs whole batch", error, bound, why)
         model.train()
-        model.gradient_checkpointing_enable()
+        common.set_checkpointing(model, True)
         _, recomputed = _core_gradient(model, case, old, "grpo_clip", "masked_mean", dtype, 1_000_000)
-        model.gradient_checkpointing_disable()
+        common.set_checkpointing(model, False)
         model.eval()
         error = common.relative_error(recomputed, whole)
         why_same = "the same kernels run twice: equal but for the order of atomic adds"
         checks.add(f"{dtype} gradient: checkpointing on vs off", error, FP32_GRADIENT, why_same)
 
 
-def check_sampler(checks: Checks, model: PreTrainedModel, tokenizer: object, prompts: Sequence[str], new: int) -> None:
+def check_sampler(
+    checks: Checks, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int
+) -> None:
     """What the sampler says of its tokens against what the trainer says of them, same precision."""
     problems = [Problem(id=f"p{i}", question=text, prompt=text, ground_truth="0") for i, text in enumerate(prompts)]
     sampling = SamplingConfig(max_tokens=new, min_tokens=4, temperature=TEMPERATURE)
@@ -274,7 +289,7 @@ def check_sampler(checks: Checks, model: PreTrainedModel, tokenizer: object, pro
         case = Case(model, sequences, torch.empty(0), torch.empty(0), len(tokenizer))
         with torch.no_grad():
             ours = core_scores(model, case, dtype, 8192).log_probs.cpu()
-        theirs = torch.tensor([value for item in completions for value in item.sampler_log_probs])
+        theirs = torch.tensor([value for item in completions for value in item.sampler_log_probs or ()])
         gap = (ours - theirs).abs()
         spread = {"tokens": len(gap), "max": float(gap.max()), "p99": float(gap.quantile(0.99))}
         if dtype == "float32":
@@ -311,7 +326,9 @@ def parity_grader(responses: Sequence[str], _: Sequence[str]) -> list[GradedResp
     return [GradedResponse(format_reward=1.0, answer_reward=reward, reward=reward) for reward in rewards]
 
 
-def short_grpo(folder: Path | None, out: Path | None, device: torch.device, toy: bool, kill_at: int | None) -> MemoryRun:
+def short_grpo(
+    folder: Path | None, out: Path | None, device: torch.device, toy: bool, kill_at: int | None
+) -> MemoryRun:
     """Six steps of a small policy; weights and points go to `out`."""
     tokenizer = common.word_tokenizer(512)
     hidden, layers = (128, 2) if toy else (256, 4)
@@ -338,7 +355,9 @@ def check_resume(checks: Checks, arguments: argparse.Namespace, device: torch.de
             ("straight", None, None), ("again", None, None), ("killed", "ckpt", 4), ("resumed", "ckpt", None),
         ]  # fmt: skip
         for label, folder, kill_at in plan:
-            codes[label] = _child(arguments, device, root / f"{label}.pt", folder and root / folder, kill_at)
+            codes[label] = _child(
+                arguments, device, root / f"{label}.pt", None if folder is None else root / folder, kill_at
+            )
         why = "SIGKILL: the process never got to clean up"
         checks.add("killed run: exit code + 9", abs(codes["killed"] + signal.SIGKILL), 0, why)
         loaded = {
@@ -405,19 +424,31 @@ def _core_gradient(
 
 def _score_rows(checks: Checks, name: str, scores: Scores, reference: Scores, bound: float, why: str) -> None:
     for kind in ("log_probs", "entropy"):
-        ours, truth = getattr(scores, kind).double().cpu(), getattr(reference, kind).double().cpu()
-        centre = truth.mean()
-        error = common.relative_error(ours - centre, truth - centre)
-        checks.add(f"{name}: {kind}", error, bound, why, max_abs=float((ours - truth).abs().max()))
+        gap = getattr(scores, kind).double().cpu() - getattr(reference, kind).double().cpu()
+        checks.add(
+            f"{name}: {kind}", _centred_error(scores, reference, kind), bound, why, max_abs=float(gap.abs().max())
+        )
+
+
+def _centred_error(scores: Scores, reference: Scores, kind: str) -> float:
+    """Relative error after the reference's mean is taken off both."""
+    ours, truth = getattr(scores, kind).double().cpu(), getattr(reference, kind).double().cpu()
+    return common.relative_error(ours - truth.mean(), truth - truth.mean())
 
 
 def real_prompts(path: Path | None) -> list[str]:
     """Prompts for a real model: lines of a JSONL of questions, else two fixed ones."""
     if path is None:
-        return ["Question: What is 17 + 25?\nAnswer:", "Question: Tom has 12 eggs and eats 5. How many are left?\nAnswer:"]
+        return [
+            "Question: What is 17 + 25?\nAnswer:",
+            "Question: Tom has 12 eggs and eats 5. How many are left?\nAnswer:",
+        ]
     from alignment_core.problems import load_problems
 
-    return [problem.prompt for problem in load_problems(str(path), "gsm8k", "test", "Question: {question}\nAnswer:", [])[:16]]
+    return [
+        problem.prompt
+        for problem in load_problems(str(path), "gsm8k", "test", "Question: {question}\nAnswer:", [])[:16]
+    ]
 
 
 def run_checks(arguments: argparse.Namespace, report: common.Report, device: torch.device) -> None:
@@ -448,7 +479,9 @@ def run_checks(arguments: argparse.Namespace, report: common.Report, device: tor
         report.put(f"seconds/{name}", round(clock.spent, 1))
 
 
-def _sampled_model(arguments: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, object]:
+def _sampled_model(
+    arguments: argparse.Namespace, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     hidden, layers = (128, 2) if arguments.toy else (512, 6)
     model = common.random_model(common.small_shape(512, hidden, layers), torch.device("cpu"), 5).to(device)
     return model, common.word_tokenizer(512)
