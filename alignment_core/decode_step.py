@@ -103,7 +103,7 @@ def decode(model: PreTrainedModel, ids: Tensor, position: Tensor, cache: Cache, 
     hidden: Tensor = body.embed_tokens(ids)
     rotation = _rotation(*body.rotary_emb(hidden, position[:, None]))
     slots = torch.arange(len(ids), device=ids.device) * cache.keys[0].shape[1] + position
-    attend = _Flash(position, cache.keys[0].shape[1], span) if flash else _Masked(position, span)
+    attend = FlashAttention(position, cache.keys[0].shape[1], span) if flash else MaskedAttention(position, span)
     for index, layer in enumerate(body.layers):
         attention = layer.self_attn
         query, key, value = _project(attention, _norm(layer.input_layernorm, hidden), rotation)
@@ -116,7 +116,7 @@ def decode(model: PreTrainedModel, ids: Tensor, position: Tensor, cache: Cache, 
     return _norm(body.norm, hidden)
 
 
-class _Masked:
+class MaskedAttention:
     """Attention in plain torch, for any device and type: reads `span` positions of every slot."""
 
     def __init__(self, position: Tensor, span: int) -> None:
@@ -132,7 +132,7 @@ class _Masked:
         return mixed.flatten(1, 2)
 
 
-class _Flash:
+class FlashAttention:
     """Attention by torch's own flash kernel, half precision on CUDA: reads of each slot only what is filled."""
 
     def __init__(self, position: Tensor, length: int, span: int) -> None:

@@ -179,6 +179,8 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, *
     from flows.settings import load_config, parse_override
 
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=120)
     settings = _user(lambda: dict(parse_override(text) for text in overrides or []))
     _user(lambda: load_config(preset, settings))
     console.print(f"alignflow {name} {preset}: starting Prefect", style="dim")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -89,8 +90,8 @@ class RichListener:
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
     """Method, n, accuracy with its 95 % interval, format rate, tokens, time."""
-    table = Table(title="Results (accuracy with 95 % Wilson interval)")
-    for name in ("method", "n", "accuracy %", "95 % interval", "format %", "tokens/answer", "training time"):
+    table = Table(box=box.SIMPLE_HEAD, caption="accuracy % with its 95 % Wilson interval; tokens: mean per answer")
+    for name in ("method", "n", "accuracy", "interval", "format %", "tokens", "trained"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         seconds = row["training_seconds"]

@@ -80,6 +80,21 @@ class Report:
         replace_json(self.path, self.content)
 
 
+class Checks:
+    """Rows of the report: a value under a bound."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def add(self, name: str, value: float, bound: float, why: str, **more: object) -> None:
+        """One check; it passes when `value` <= `bound`."""
+        self._report.add({"name": name, "value": value, "bound": bound, "pass": value <= bound, "why": why, **more})
+
+    def note(self, name: str, value: object, why: str) -> None:
+        """A reading without a verdict."""
+        self._report.add({"name": name, "value": value, "bound": None, "pass": None, "why": why})
+
+
 class Clock:
     """Seconds spent and left of a budget."""
 
@@ -192,6 +207,12 @@ def random_model(shape: Qwen2Config, device: torch.device, seed: int, sharpness:
         # Sharper distributions than evenly spread ones: entropies differ from position to position.
         model.model.norm.weight *= sharpness
     return model.eval()
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model itself, on `device`."""
+    nn.Module.to(model, device)
+    return model
 
 
 def random_sequences(

@@ -57,6 +57,8 @@ class TimedRun(MemoryRun):
         self._deadline = clock.spent + seconds
         self._started = self._last = clock.spent
         self._longest = 0.0
+        for earlier in report.path.parent.glob(f"{phase}-[!t]*.jsonl"):
+            earlier.unlink()
 
     def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
         """Record the point. Raises OutOfTime when the longest step so far would not fit any more."""
@@ -125,6 +127,7 @@ def judge(lab: Lab, phase: str) -> None:
         _judge_once(lab, phase, label, sampling)
     lab.evaluation_seconds = max(lab.evaluation_seconds, time.perf_counter() - started)
     lab.report.put("verdicts", lab.verdicts)
+    lab.report.put("evaluation_seconds", lab.evaluation_seconds)
 
 
 def _judge_once(lab: Lab, phase: str, label: str, sampling: SamplingConfig) -> None:
@@ -140,7 +143,7 @@ def _judge_once(lab: Lab, phase: str, label: str, sampling: SamplingConfig) -> N
     lab.verdicts.setdefault(phase, {})[label] = verdicts
     slim = [item.model_copy(update={"sampler_log_probs": None, "prompt_ids": []}) for item in completions]
     scored = [ScoredCompletion(completion=item, grade=grade) for item, grade in zip(slim, grades, strict=True)]
-    write_jsonl(lab.report.path.parent / f"{phase}-test-{label}.jsonl", scored)
+    write_jsonl(lab.report.path.parent / f"{phase}-test-{label.replace('=', '')}.jsonl", scored)
     row = {
         "name": f"{phase} {label}",
         "kind": "evaluation",
@@ -241,6 +244,8 @@ def _grpo(lab: Lab, phase: str, seconds: float) -> None:
 
 def _run(lab: Lab, phase: str, seconds: float) -> TimedRun:
     print(f"{phase}: {seconds:.0f} s", flush=True)
+    if lab.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     return TimedRun(phase, lab.report, lab.clock, seconds)
 
 
@@ -268,7 +273,6 @@ def _finish(lab: Lab, phase: str, config: Mapping[str, object], run: TimedRun) -
     judge(lab, phase)
     if lab.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 # ---------------------------------------------------------------- set-up
@@ -306,6 +310,7 @@ def open_lab(arguments: argparse.Namespace, report: common.Report, clock: common
     if arguments.baseline is not None:
         earlier = json.loads(arguments.baseline.read_text(encoding="utf-8"))
         lab.verdicts["zero_shot"] = earlier["verdicts"]["zero_shot"]
+        lab.evaluation_seconds = earlier["evaluation_seconds"]
     return lab
 
 

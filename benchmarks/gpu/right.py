@@ -10,12 +10,7 @@ of log-probs and entropies the reference's mean is taken off first, so that a la
 import argparse
 import copy
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,15 +21,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence, collate, micro_batches
-from alignment_core.config import GRPOConfig, LengthNormalization, LossType, OptimizerConfig, SamplingConfig
+from alignment_core.config import LengthNormalization, LossType, SamplingConfig
 from alignment_core.logprobs import response_log_probs
 from alignment_core.losses import aggregate, batch_denominator, policy_gradient_loss
 from alignment_core.models import ComputeDtype, autocast, load_model, load_tokenizer
-from alignment_core.policy_gradient import train_grpo
-from alignment_core.records import GradedResponse, Problem
-from alignment_core.runs import MemoryRun
+from alignment_core.records import Problem
 from alignment_core.sampling import build_requests, make_sampler
 from benchmarks.gpu import common
+from benchmarks.gpu.resume import check_resume
 
 TEMPERATURE = 0.8
 CONSTANT = 128.0
@@ -71,21 +65,6 @@ class Case:
     old_shift: Tensor
     """(tokens,) log p_old - log p, away from the clip's edge, so that rounding flips no token over it."""
     vocab_limit: int
-
-
-class Checks:
-    """Rows of the report: a value under a bound."""
-
-    def __init__(self, report: common.Report) -> None:
-        self._report = report
-
-    def add(self, name: str, value: float, bound: float, why: str, **more: object) -> None:
-        """One check; it passes when `value` <= `bound`."""
-        self._report.add({"name": name, "value": value, "bound": bound, "pass": value <= bound, "why": why, **more})
-
-    def note(self, name: str, value: object, why: str) -> None:
-        """A reading without a verdict."""
-        self._report.add({"name": name, "value": value, "bound": None, "pass": None, "why": why})
 
 
 def make_case(arguments: argparse.Namespace) -> Case:
@@ -200,7 +179,7 @@ def core_loss(
 # ---------------------------------------------------------------- checks
 
 
-def check_scores(checks: Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
+def check_scores(checks: common.Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
     """Log-probs and entropy in float32 and bf16, chunked head and plain logits, split and whole."""
     with torch.no_grad():
         whole = core_scores(model, case, "float32", 1_000_000)
@@ -224,7 +203,7 @@ def check_scores(checks: Checks, case: Case, model: PreTrainedModel, reference: 
         _score_rows(checks, "bf16 one sequence at a time vs padded batch", single, narrow, BF16_VALUE, WHY_BF16)
 
 
-def check_kernels(checks: Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
+def check_kernels(checks: common.Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
     """Each attention kernel torch has for these shapes, forced, in bf16."""
     kernels = {"math": SDPBackend.MATH, "efficient": SDPBackend.EFFICIENT_ATTENTION}
     kernels |= {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -238,7 +217,7 @@ def check_kernels(checks: Checks, case: Case, model: PreTrainedModel, reference:
         _score_rows(checks, f"bf16 attention kernel {name}", scores, reference, BF16_VALUE, WHY_BF16)
 
 
-def check_gradients(checks: Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
+def check_gradients(checks: common.Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
     """Every loss under every length normalisation: value and gradient of float32 and of bf16 with float32 masters."""
     wide = copy.deepcopy(case.model).double()
     old = reference.log_probs + case.old_shift
@@ -256,7 +235,7 @@ def check_gradients(checks: Checks, case: Case, model: PreTrainedModel, referenc
             checks.add(f"{name}: gradient", error, bound, why, cosine=cosine)
 
 
-def check_splits(checks: Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
+def check_splits(checks: common.Checks, case: Case, model: PreTrainedModel, reference: Scores) -> None:
     """Micro-batches against the whole, and gradient checkpointing on against off."""
     old = reference.log_probs + case.old_shift
     for dtype, bound, why in PRECISIONS:
@@ -276,7 +255,7 @@ def check_splits(checks: Checks, case: Case, model: PreTrainedModel, reference: 
 
 
 def check_sampler(
-    checks: Checks, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int
+    checks: common.Checks, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int
 ) -> None:
     """What the sampler says of its tokens against what the trainer says of them, same precision."""
     problems = [Problem(id=f"p{i}", question=text, prompt=text, ground_truth="0") for i, text in enumerate(prompts)]
@@ -303,106 +282,6 @@ def check_sampler(
         del sampler
 
 
-# ---------------------------------------------------------------- kill and resume
-
-
-class KilledRun(MemoryRun):
-    """Checkpoints after every step, and dies, as a process does, when step `kill_at` is reported."""
-
-    def __init__(self, folder: Path | None, kill_at: int | None = None) -> None:
-        super().__init__(folder, checkpoint_seconds=0.0)
-        self._kill_at = kill_at
-
-    def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
-        """Keep the point; SIGKILL to this process at `kill_at`, before that step's checkpoint."""
-        super().emit(step, metrics, total)
-        if step == self._kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def parity_grader(responses: Sequence[str], _: Sequence[str]) -> list[GradedResponse]:
-    """Reward 1 for texts whose characters add up to an even number: noise, but a function of the response."""
-    rewards = [float(sum(map(ord, text)) % 2 == 0) for text in responses]
-    return [GradedResponse(format_reward=1.0, answer_reward=reward, reward=reward) for reward in rewards]
-
-
-def short_grpo(
-    folder: Path | None, out: Path | None, device: torch.device, toy: bool, kill_at: int | None
-) -> MemoryRun:
-    """Six steps of a small policy; weights and points go to `out`."""
-    tokenizer = common.word_tokenizer(512)
-    hidden, layers = (128, 2) if toy else (256, 4)
-    model = common.random_model(common.small_shape(512, hidden, layers), torch.device("cpu"), 7).to(device)
-    problems = [Problem(id=f"p{i}", question="q", prompt=f"w{i} w{i + 1}", ground_truth="0") for i in range(16)]
-    config = GRPOConfig(
-        n_grpo_steps=6, rollout_batch_size=32, train_batch_size=16, group_size=4, loss_type="grpo_clip",
-        optimizer=OptimizerConfig(learning_rate=1e-3), micro_batch_tokens=512,
-    )  # fmt: skip
-    sampling = SamplingConfig(max_tokens=16 if toy else 48)
-    run = KilledRun(folder, kill_at)
-    train_grpo(model, tokenizer, problems, config, sampling, parity_grader, run, 3, "float32")
-    if out is not None:
-        torch.save({"weights": common.flat(model), "points": run.points}, out)
-    return run
-
-
-def check_resume(checks: Checks, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Two straight runs, and one killed with SIGKILL and resumed: each a process of its own."""
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        codes = {}
-        plan: list[tuple[str, str | None, int | None]] = [
-            ("straight", None, None), ("again", None, None), ("killed", "ckpt", 4), ("resumed", "ckpt", None),
-        ]  # fmt: skip
-        for label, folder, kill_at in plan:
-            codes[label] = _child(
-                arguments, device, root / f"{label}.pt", None if folder is None else root / folder, kill_at
-            )
-        why = "SIGKILL: the process never got to clean up"
-        checks.add("killed run: exit code + 9", abs(codes["killed"] + signal.SIGKILL), 0, why)
-        loaded = {
-            label: torch.load(root / f"{label}.pt", weights_only=True) for label in ("straight", "again", "resumed")
-        }
-        noise = common.relative_error(loaded["again"]["weights"], loaded["straight"]["weights"])
-        checks.note("two straight runs: relative weight difference", noise, "run-to-run noise of the device's kernels")
-        error = common.relative_error(loaded["resumed"]["weights"], loaded["straight"]["weights"])
-        bound = 0.0 if device.type == "cpu" else max(1e-6, 10 * noise)
-        why = "bit-equal on a CPU; on a GPU within ten times the noise of two straight runs"
-        checks.add("resumed vs straight: relative weight difference", error, bound, why)
-        _compare_points(checks, loaded["straight"]["points"], loaded["resumed"]["points"], device)
-
-
-def _child(
-    arguments: argparse.Namespace, device: torch.device, out: Path, folder: Path | None, kill_at: int | None
-) -> int:
-    command = [sys.executable, "-m", "benchmarks.gpu.right", "--out", str(arguments.out), "--child", str(out)]
-    command += ["--device", device.type] + ["--toy"] * arguments.toy
-    command += ["--checkpoints", str(folder)] if folder is not None else []
-    command += ["--kill-at", str(kill_at)] if kill_at is not None else []
-    return subprocess.run(command, check=False).returncode
-
-
-def _compare_points(
-    checks: Checks,
-    straight: Sequence[tuple[int, dict[str, float]]],
-    resumed: Sequence[tuple[int, dict[str, float]]],
-    device: torch.device,
-) -> None:
-    """The steps a resumed run does again, metric by metric, times aside."""
-    known = dict(straight)
-    steps = [step for step, _ in resumed]
-    checks.note("resumed run did steps", steps, "killed while reporting step 4, checkpoint after step 3")
-    worst, where = 0.0, "none"
-    for step, metrics in resumed:
-        for name in metrics.keys() - {key for key in metrics if key.startswith("time/")}:
-            difference = abs(metrics[name] - known[step][name]) / max(abs(known[step][name]), 1e-6)
-            if difference > worst:
-                worst, where = difference, f"{name} at step {step}"
-    bound = 0.0 if device.type == "cpu" else 0.05
-    why = "equal on a CPU; on a GPU a token may flip where two probabilities meet, and the rest follows"
-    checks.add("resumed vs straight: worst metric difference", worst, bound, why, where=where)
-
-
 # ---------------------------------------------------------------- glue
 
 
@@ -422,7 +301,7 @@ def _core_gradient(
     return loss, gradient
 
 
-def _score_rows(checks: Checks, name: str, scores: Scores, reference: Scores, bound: float, why: str) -> None:
+def _score_rows(checks: common.Checks, name: str, scores: Scores, reference: Scores, bound: float, why: str) -> None:
     for kind in ("log_probs", "entropy"):
         gap = getattr(scores, kind).double().cpu() - getattr(reference, kind).double().cpu()
         checks.add(
@@ -453,9 +332,9 @@ def real_prompts(path: Path | None) -> list[str]:
 
 def run_checks(arguments: argparse.Namespace, report: common.Report, device: torch.device) -> None:
     """All groups of checks, in order of importance; none is begun after the budget is spent."""
-    checks, clock = Checks(report), common.Clock(arguments.budget_seconds)
+    checks, clock = common.Checks(report), common.Clock(arguments.budget_seconds)
     case = make_case(arguments)
-    model = copy.deepcopy(case.model).to(device)
+    model = common.moved(copy.deepcopy(case.model), device)
     with torch.no_grad():
         reference = plain_scores(copy.deepcopy(case.model).double(), case.sequences, case.vocab_limit)
         on_cpu = core_scores(case.model, case, "float32", 1_000_000)
@@ -467,7 +346,7 @@ def run_checks(arguments: argparse.Namespace, report: common.Report, device: tor
         ("splits", lambda: check_splits(checks, case, model, reference)),
         ("sampler", lambda: check_sampler(checks, *_sampled_model(arguments, device), prompts, 24)),
         ("kernels", lambda: check_kernels(checks, case, model, reference)),
-        ("resume", lambda: check_resume(checks, arguments, device)),
+        ("resume", lambda: check_resume(checks, device, arguments.toy)),
     ]
     if arguments.model is not None:
         groups.append(("real", lambda: _real_model(checks, arguments, device)))
@@ -483,11 +362,11 @@ def _sampled_model(
     arguments: argparse.Namespace, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     hidden, layers = (128, 2) if arguments.toy else (512, 6)
-    model = common.random_model(common.small_shape(512, hidden, layers), torch.device("cpu"), 5).to(device)
+    model = common.moved(common.random_model(common.small_shape(512, hidden, layers), torch.device("cpu"), 5), device)
     return model, common.word_tokenizer(512)
 
 
-def _real_model(checks: Checks, arguments: argparse.Namespace, device: torch.device) -> None:
+def _real_model(checks: common.Checks, arguments: argparse.Namespace, device: torch.device) -> None:
     """The sampler against the trainer on real weights, and the bf16 trainer against the float32 one."""
     model, tokenizer = load_model(arguments.model, device=device), load_tokenizer(arguments.model)
     checks.note("real model", str(arguments.model), "the rows below are of these weights")
@@ -499,14 +378,8 @@ def main() -> None:
     parser = common.base_parser(__doc__, 280.0)
     parser.add_argument("--model", type=Path, default=None, help="a real checkpoint for the sampler check")
     parser.add_argument("--questions", type=Path, default=None, help="GSM8K jsonl whose first 16 questions prompt it")
-    parser.add_argument("--child", type=Path, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoints", type=Path, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--kill-at", type=int, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = common.device_from(arguments)
-    if arguments.child is not None:
-        short_grpo(arguments.checkpoints, arguments.child, device, arguments.toy, arguments.kill_at)
-        return
     report = common.Report(arguments.out / "right.json", common.provenance(device, arguments.git_sha))
     report.put("tf32", {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32})
     run_checks(arguments, report, device)
