@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "dev", "test"]
 RewardName = Literal["r1_zero", "question_only", "number"]
 Decoding = Literal["auto", "plain", "static", "graph"]
+Variant = Literal["raw", "filtered", "distilled"]
 LossType = Literal["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_no_clip"]
 LengthNormalization = Literal["masked_mean", "masked_normalize", "token_mean"]
 
@@ -256,12 +257,25 @@ class GRPOConfig(Config):
         return self.epochs_per_rollout_batch == 1 and self.train_batch_size == self.rollout_batch_size
 
 
+class DistillationConfig(Config):
+    """A teacher writes the traces: sample, grade, keep what is right."""
+
+    teacher: str
+    """A local folder in Hugging Face layout, or a hub id."""
+    revision: str | None = None
+    questions: Positive | None = None
+    """Train problems put to the teacher; None means all."""
+    samples_per_problem: Positive = 4
+    max_correct_per_question: Positive = 1
+
+
 class SweepConfig(Config):
-    """The SFT sweep: sizes × variants of the trace set."""
+    """The SFT sweep: sizes x variants of the trace set."""
 
     sizes: tuple[Positive | Literal["full"], ...] = (128, 256, 512, 1024, "full")
     """Nested subsets: each is the head of one seeded shuffle."""
-    variants: tuple[Literal["raw", "filtered"], ...] = ("raw", "filtered")
+    variants: tuple[Variant, ...] = ("raw", "filtered")
+    """`raw` traces as they come, `filtered` those the grader accepts, `distilled` those of the study's teacher."""
 
 
 class StudyConfig(Config):
@@ -284,7 +298,9 @@ class StudyConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     sft: SFTConfig = SFTConfig()
     sweep: SweepConfig = SweepConfig()
-    sft_start: tuple[Positive | Literal["full"], Literal["raw", "filtered"]] = ("full", "filtered")
+    distillation: DistillationConfig | None = None
+    """Where `distilled` traces come from."""
+    sft_start: tuple[Positive | Literal["full"], Variant] = ("full", "filtered")
     """The sweep member that runs with `starts: [sft]` begin from."""
     expert_iteration: ExpertIterationConfig | None = ExpertIterationConfig()
     grpo: GRPOConfig | None = GRPOConfig()
@@ -297,6 +313,10 @@ class StudyConfig(Config):
             size not in self.sweep.sizes or variant not in self.sweep.variants
         ):
             raise ValueError(f"sft_start {self.sft_start} is not a member of the sweep")
+        if "distilled" in self.sweep.variants and self.distillation is None:
+            raise ValueError(
+                "sweep.variants has 'distilled': give distillation.teacher, the model that writes the traces"
+            )
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
         return self
@@ -381,6 +401,8 @@ class SelectStage(Config):
     """Correct completions as the next SFT set."""
 
     max_correct_per_question: Positive
+    as_text: bool = False
+    """Keep responses as text, for a student with another tokenizer than the sampled model's."""
     seed: int
 
 
@@ -419,7 +441,7 @@ class Comparison(Config):
     seed: int | None = None
     size: int | None = None
     """SFT examples, for the accuracy-vs-size figure."""
-    variant: Literal["raw", "filtered"] | None = None
+    variant: Variant | None = None
     step: int | None = None
     """Expert Iteration round, for the curve."""
 

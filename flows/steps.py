@@ -7,17 +7,16 @@ curves, and the SFT sweep's models, which later methods may start from.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alignment_core.config import Comparison, EvaluationConfig, StudyConfig, read_template
+from alignment_core.config import Comparison, EvaluationConfig, StudyConfig, Variant, read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
 from tasks.data import count_traces, filter_traces, prepare_problems
 from tasks.evaluation import Evaluated, analyze, evaluate, write_report
 from tasks.models import base_model
-from tasks.training import expert_round, finetune, optimize_policy
+from tasks.training import distill_traces, expert_round, finetune, optimize_policy
 from tasks.workspace import Workspace
 
 Size = int | Literal["full"]
-Variant = Literal["raw", "filtered"]
 
 
 @dataclass
@@ -28,7 +27,7 @@ class Ladder:
     config: StudyConfig
     problems: ArtifactRef
     base: ArtifactRef
-    filtered: ArtifactRef | None = None
+    traces: dict[Variant, ArtifactRef] = field(default_factory=dict)
     evaluations: list[Evaluated] = field(default_factory=list)
     runs: dict[str, ArtifactRef] = field(default_factory=dict)
     sweep: dict[tuple[Size, Variant, int], ArtifactRef] = field(default_factory=dict)
@@ -60,16 +59,12 @@ def zero_shot(ladder: Ladder) -> None:
     )
 
 
-def filter_step(ladder: Ladder) -> ArtifactRef:
-    """The filtered trace set, once."""
-    if ladder.filtered is None:
-        ladder.filtered = filter_traces(ladder.workspace, ladder.config, ladder.problems)
-    return ladder.filtered
-
-
 def trace_set(ladder: Ladder, variant: Variant) -> ArtifactRef:
-    """The artifact that holds the traces of a variant."""
-    return filter_step(ladder) if variant == "filtered" else ladder.problems
+    """The artifact that holds the traces of a variant, asked for once."""
+    if variant not in ladder.traces:
+        make = {"filtered": filter_traces, "distilled": distill_traces}.get(variant)
+        ladder.traces[variant] = make(ladder.workspace, ladder.config, ladder.problems) if make else ladder.problems
+    return ladder.traces[variant]
 
 
 def sft_member(ladder: Ladder, size: Size, variant: Variant, seed: int) -> ArtifactRef:
@@ -187,7 +182,7 @@ def grpo_runs(ladder: Ladder) -> None:
 def everything(ladder: Ladder) -> None:
     """The study up to its statistics."""
     zero_shot(ladder)
-    filter_step(ladder)
+    trace_set(ladder, "filtered")
     sft_sweep(ladder)
     expert_iteration(ladder)
     grpo_runs(ladder)
@@ -201,6 +196,6 @@ def analyze_step(ladder: Ladder) -> ArtifactRef:
 def report_step(ladder: Ladder, analysis: ArtifactRef) -> ArtifactRef:
     """The page."""
     context = {"prepare": ladder.problems, "analysis": analysis}
-    if ladder.filtered is not None:
-        context["filter"] = ladder.filtered
+    if "filtered" in ladder.traces:
+        context["filter"] = ladder.traces["filtered"]
     return write_report(ladder.workspace, ladder.config, ladder.evaluations, ladder.runs, context)

@@ -16,10 +16,7 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
     """A tiny model pretrained here, or a checkpoint by reference."""
     model = config.model
     if model.scratch is None:
-        imported = ImportModelStage(
-            source=model.source, revision=model.revision, content=folder_identity(Path(model.source))
-        )
-        return run_cached(workspace, "import_model", imported, {}, "base model")
+        return import_checkpoint(workspace, model.source, model.revision, "base model")
     if config.data.arithmetic is None:
         raise ValueError(
             "model.source 'scratch' is pretrained on arithmetic and needs data.kind 'arithmetic'; "
@@ -33,6 +30,12 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
         seed=config.seed,
     )
     return run_cached(workspace, "pretrain", stage, {}, "base model")
+
+
+def import_checkpoint(workspace: Workspace, source: str, revision: str | None, label: str) -> ArtifactRef:
+    """A pretrained checkpoint, local or on the hub, by reference."""
+    stage = ImportModelStage(source=source, revision=revision, content=folder_identity(Path(source)))
+    return run_cached(workspace, "import_model", stage, {}, label)
 
 
 def folder_identity(folder: Path) -> str | None:

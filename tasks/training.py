@@ -4,6 +4,7 @@ from alignment_core.config import GRPOStage, SampleStage, SelectStage, SFTConfig
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
 from tasks.evaluation import grade
+from tasks.models import import_checkpoint
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
@@ -65,6 +66,28 @@ def expert_round(
     selected = run_cached(workspace, "select", select, inputs, f"{label}: select")
     tuned = finetune(workspace, config, model, selected, problems, sft=ei.sft, seed=drawn, label=f"{label}: sft")
     return sampled, graded, selected, tuned
+
+
+def distill_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef) -> ArtifactRef:
+    """The teacher's right answers to train problems, as traces: sample -> grade -> select."""
+    distillation = config.distillation
+    if distillation is None:
+        raise ValueError("this study has no distillation section")
+    teacher = import_checkpoint(workspace, distillation.teacher, distillation.revision, "teacher")
+    seed = derive_seed(config.seed, "distill")
+    stage = SampleStage(
+        sampling=config.sampling,
+        compute_dtype=config.model.compute_dtype,
+        split="train",
+        limit=distillation.questions,
+        samples_per_problem=distillation.samples_per_problem,
+        seed=seed,
+    )
+    inputs = {"model": teacher, "problems": problems}
+    sampled = run_cached(workspace, "sample", stage, inputs, "teacher: sample")
+    graded = grade(workspace, config.evaluation, "train", sampled, "teacher: grade")
+    select = SelectStage(max_correct_per_question=distillation.max_correct_per_question, as_text=True, seed=seed)
+    return run_cached(workspace, "select", select, {"completions": sampled, "grades": graded}, "teacher: select")
 
 
 def optimize_policy(
