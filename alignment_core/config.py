@@ -16,7 +16,7 @@ Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Split = Literal["train", "dev", "test"]
-RewardName = Literal["r1_zero", "question_only", "number"]
+RewardName = Literal["r1_zero", "question_only", "number", "countdown"]
 Decoding = Literal["auto", "plain", "static", "graph"]
 Variant = Literal["raw", "filtered", "distilled"]
 LossType = Literal["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_no_clip"]
@@ -317,6 +317,11 @@ class StudyConfig(Config):
             raise ValueError(
                 "sweep.variants has 'distilled': give distillation.teacher, the model that writes the traces"
             )
+        if (self.data.kind == "countdown") != (self.evaluation.reward == "countdown"):
+            raise ValueError(
+                "data.kind 'countdown' goes with evaluation.reward 'countdown', and only with it: the other rewards "
+                "accept any expression worth the target, whichever numbers it uses"
+            )
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
         return self
@@ -356,14 +361,11 @@ class ImportModelStage(Config):
     source: str
     revision: str | None = None
     content: str | None = None
-    """Digest of a local folder (`tasks.models.folder_identity`), filled in by the task; None for a hub id."""
+    """Digest of a local folder (`tasks.models.folder_identity`), filled in by the task; None for a hub id.
 
-    def key_settings(self) -> dict[str, Any]:
-        """A local folder counts by its content, not by where it lies."""
-        settings = super().key_settings()
-        if self.content is not None:
-            del settings["source"]
-        return settings
+    The folder's place is in the key as well, since the artifact points to it; the artifact's digest has the content
+    alone, so that a folder that was moved is imported again and nothing after it runs again.
+    """
 
 
 class SampleStage(Config):
@@ -460,6 +462,8 @@ class ReportStage(Config):
     evaluations: tuple[Comparison, ...]
     runs: tuple[str, ...] = ()
     """Names of the training runs whose curves are shown; each is an input artifact of that name."""
+    keys: dict[str, str] = {}
+    """Stage key of each input: the page shows curves and costs, which are not in the digests of the inputs."""
 
 
 def read_template(name: str) -> str:

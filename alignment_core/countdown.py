@@ -1,9 +1,8 @@
 """Countdown: reach a target from a few numbers, each used once, with + - * /.
 
-The ground truth is one expression that solves the problem, e.g. `(7 - 4) * 8`. The common graders compare
-the answer with it by value: any expression worth the target is accepted, a bare number is not (an integer on
-one side only counts as wrong). They do not see which numbers an answer used; `is_solution` does, and is what
-a Countdown reward should ask: `meta` carries `numbers` (space-separated) and `target` for it.
+The ground truth is one expression that solves the problem, e.g. `(7 - 4) * 8`; it tells numbers and target, so the
+`countdown` reward (`solves`) needs nothing else. The common graders would accept any expression worth the target,
+whichever numbers it uses, which a policy finds soon. `meta` carries `numbers` (space-separated) and `target`.
 """
 
 import ast
@@ -59,15 +58,26 @@ def is_solution(answer: str, numbers: Sequence[int], target: int) -> bool:
 
     Safe and bounded for any text: it is parsed, never run, and nothing beyond 200 characters is read.
     """
-    if len(answer) > LONGEST_ANSWER or not EXPRESSION.fullmatch(answer):
-        return False
+    return _read(answer) == (Fraction(target), sorted(numbers))
+
+
+def solves(answer: str, gold: str) -> bool:
+    """Whether `answer` solves the problem that the expression `gold` solves; as safe as `is_solution`."""
+    wanted = _read(gold)
+    return wanted is not None and _read(answer) == wanted
+
+
+def _read(text: str) -> tuple[Fraction, list[int]] | None:
+    """Value and sorted numbers of an expression; None for any other text."""
+    if len(text) > LONGEST_ANSWER or not EXPRESSION.fullmatch(text):
+        return None
     try:
-        tree = ast.parse(answer.strip(), mode="eval").body
+        tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        return False
+        return None
     used: list[int] = []
     value = _value(tree, used)
-    return value == target and sorted(used) == sorted(numbers)
+    return None if value is None else (value, sorted(used))
 
 
 def _value(node: ast.expr, used: list[int]) -> Fraction | None:

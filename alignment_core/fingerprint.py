@@ -9,7 +9,7 @@ a study pays for no torch. A definition that names a file of `alignment_core/tem
 import ast
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -76,6 +76,40 @@ def fingerprint(entry: str) -> Fingerprint:
     return Fingerprint(dict(sorted(seen.items())), versions)
 
 
+def require_unedited(definitions: Mapping[str, str]) -> None:
+    """Raise ValueError if a definition of a fingerprint is not on disk now as this process first saw the package.
+
+    Called once the stage's module is imported, so that what runs is what the key says. Edits that the stage
+    cannot feel pass.
+    """
+    changed = []
+    for module in sorted({label.rpartition(".")[0] for label in definitions}):
+        path = _source(module)
+        text = path.read_bytes() if path is not None else b""
+        if path is not None and text == _snapshot().get(path):
+            continue
+        before, now = read_module(module), _parse(text)
+        names = (label.rpartition(".")[2] for label in definitions if label.rpartition(".")[0] == module)
+        changed += [f"{module}.{name}" for name in names if _meaning(before, name) != _meaning(now, name)]
+    if changed:
+        raise ValueError(f"{', '.join(changed[:4])} was edited while this command runs: run the command again")
+
+
+def _meaning(module: Module, name: str) -> object:
+    """What a definition says and where the names it imports come from; None if it is gone."""
+    definition = module.definitions.get(name)
+    if definition is None:
+        return None
+    heads = definition.names | {chain[0] for chain in definition.chains}
+    return definition.digest, {head: module.imports.get(head) for head in heads}
+
+
+@cache
+def _snapshot() -> dict[Path, bytes]:
+    """Every source of the package as it was when this process first asked, before any stage is imported."""
+    return {path: path.read_bytes() for path in ROOT.rglob("*.py")}
+
+
 def _definition(module: str, name: str) -> Definition:
     definitions = read_module(module).definitions
     if name not in definitions:
@@ -127,9 +161,13 @@ def read_module(module: str) -> Module:
     path = _source(module)
     if path is None:
         raise ValueError(f"no module {module} under {ROOT}")
+    return _parse(_snapshot().get(path) or path.read_bytes())
+
+
+def _parse(source: bytes) -> Module:
     bodies: dict[str, list[ast.stmt]] = {}
     imports: dict[str, str] = {}
-    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+    for statement in ast.parse(source).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             imports.update(_imported(statement))
         elif not _is_string(statement):

@@ -45,9 +45,11 @@ def load_model(
     activations that are recomputed. Raises ValueError for a path that is not a folder, or for weights that lack
     a part of the model.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        _checked_source(source), revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    where = _checked_source(source)
+    with _no_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     model: PreTrainedModel
     model, info = loaded
     if info["missing_keys"]:
@@ -58,7 +60,7 @@ def load_model(
     disable_dropout(model)
     model.generation_config = _token_ids_only(model)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        set_checkpointing(model, True)
     nn.Module.to(model, torch.device(device) if device is not None else choose_device())
     return model.eval()
 
@@ -85,10 +87,14 @@ def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[i
     return frozenset(found)
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills padding: pad, else EOS, else 0. Any id would do, since masks come from lengths."""
+def pad_id(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills padding: pad, else EOS, else 0. Any id with an embedding would do: masks come from lengths.
+
+    A tokenizer may have been given a padding token that the model was never enlarged for.
+    """
+    rows = getattr(getattr(model, "config", None), "vocab_size", None)
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(candidate, int):
+        if isinstance(candidate, int) and (rows is None or candidate < rows):
             return candidate
     return 0
 
@@ -118,6 +124,13 @@ def disable_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
+    """Recompute activations in the backward pass, or keep them; the methods' name changed within transformers 5."""
+    family = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on or getattr(model, f"is_{family}_checkpointing"):
+        getattr(model, f"{family}_checkpointing_{'enable' if on else 'disable'}")()
 
 
 def tensors_by_name(model: nn.Module) -> Mapping[str, torch.Tensor]:

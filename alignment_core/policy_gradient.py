@@ -106,7 +106,7 @@ class _Learner:
         self.optimizer = make_optimizer(model, config.optimizer)
         self._model, self._config, self._sampling, self._seed = model, config, sampling, seed
         self._device, self._compute_dtype = device_of(model), compute_dtype
-        self._pad, self._vocab_limit = pad_id(tokenizer), vocab_limit(tokenizer)
+        self._pad, self._vocab_limit = pad_id(model, tokenizer), vocab_limit(tokenizer)
 
     def learn(self, rollout: Rollout, step: int) -> dict[str, float]:
         """All updates of one rollout batch; metrics are means over tokens, over updates for loss and norm."""

@@ -3,6 +3,7 @@ r"""Rewards of a response: format, answer, and the reward trained on, over the o
 - `r1_zero`: the strict tag format `</think> <answer>...</answer>`; reward = answer reward.
 - `question_only`: no tags, the answer is the last `\boxed{...}`.
 - `number`: the last number of the response against the gold, numerically; for plain question-answer accuracy.
+- `countdown`: the tag format; the answer is an expression worth what the gold is, over the gold's numbers.
 
 A response is `suspicious` (a flag for a person, no part of the reward) when it may play the gate: several
 answer blocks or thinking ends, an answer tag inside the thinking, text after the answer, several different
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
+from alignment_core import countdown
 from alignment_core.config import RewardName
 from alignment_core.grading import (
     GroundTruth,
@@ -101,10 +103,20 @@ def _grade_number(response: str, ground_truth: GroundTruth, thorough: bool) -> G
     return _record(answer, Verdict(correct, "number" if correct else "none"), suspicious=False)
 
 
+def _grade_countdown(response: str, ground_truth: GroundTruth, thorough: bool) -> GradedResponse:
+    """`thorough` changes nothing here: values are exact, and the numbers used are part of the task."""
+    answer = tagged_answer(response)
+    if answer is None:
+        return _UNFORMATTED
+    correct = any(countdown.solves(answer.strip(), gold) for gold in gold_answers(ground_truth))
+    return _record(answer, Verdict(correct, "countdown" if correct else "none"), _plays_with_tags(response))
+
+
 _GRADERS: Mapping[str, Callable[[str, GroundTruth, bool], GradedResponse]] = {
     "r1_zero": _grade_tagged,
     "question_only": _grade_boxed,
     "number": _grade_number,
+    "countdown": _grade_countdown,
 }
 _UNFORMATTED = GradedResponse(format_reward=0.0, answer_reward=0.0, reward=0.0)
 _PLAIN_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -186,7 +198,7 @@ def _rational(text: str) -> Fraction | None:
 
 
 _STATED_CHOICE = re.compile(
-    r"(?:answer|option|choice)(?:\s+(?:is|would\s+be|should\s+be))?\s*:?\s*[*(\[{]*([A-D])(?![\w'])(?!\s*(?:or|and|/|,)\s*[A-D]\b)",
+    r"(?:answer|option|choice)(?:\s+(?:is|would\s+be|should\s+be))?\s*(?::\s*)?[*(\[{]*([A-D])(?![\w'])(?!\s*(?:or|and|/|,)\s*[A-D]\b)",
     re.IGNORECASE,
 )
 _LONE_CHOICE = re.compile(r"\W*([A-D])(?:\W*|[.):]\s.*)", re.DOTALL)

@@ -101,7 +101,7 @@ def _accumulate(
     denominator = batch_denominator([len(example.response_ids) for example in batch], "token_mean")
     loss = torch.zeros((), device=device)
     for rows in micro_batches([example.length for example in batch], max_tokens):
-        micro = collate([batch[row] for row in rows], pad_id(tokenizer), device)
+        micro = collate([batch[row] for row in rows], pad_id(model, tokenizer), device)
         with autocast(device, compute_dtype):
             scores = response_log_probs(model, micro, vocab_limit=vocab_limit(tokenizer))
         share = aggregate(negative_log_likelihood(scores.log_probs), micro.response_mask, "token_mean", denominator)

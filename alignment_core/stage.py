@@ -16,12 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from alignment_core.config import Config
-from alignment_core.fingerprint import fingerprint
+from alignment_core.fingerprint import fingerprint, require_unedited
 from alignment_core.records import ArtifactRef, Record
-from alignment_core.store import RECORD, Components, Lookup, ManifestDraft, Producer, Store, sync_folder, write_durably
+from alignment_core.store import (
+    RECORD,
+    Components,
+    Lookup,
+    ManifestDraft,
+    Producer,
+    Store,
+    sync_file,
+    sync_folder,
+    write_durably,
+)
 
 EVENTS = "events.jsonl"
 CHECKPOINT_SECONDS = 60.0
@@ -30,6 +40,8 @@ CHECKPOINT_SECONDS = 60.0
 
 class Event(Record):
     """One line of a stage's own record."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a loss that is not a number must not break the record
 
     kind: Literal["point", "rows", "say", "checkpoint"]
     """`checkpoint`: everything before it is durable and will not be taken back by a resume."""
@@ -100,17 +112,22 @@ def run_stage(
     One process works on a key at a time (flock, freed by the kernel on death); a second one waits and
     shares the result. A run that was cut off goes on from its last complete checkpoint.
     """
-    began = time.time()
+    asked = time.time()
     with _exclusive(store.root / ".locks" / f"{spec.stage}-{spec.key}.lock"):
+        began = time.time()
         found = store.lookup(spec.stage, spec.key)
         if found.ref is not None:
-            return StageOutcome(ref=found.ref, how="cached", reason="computed meanwhile", seconds=time.time() - began)
+            why = reason or "computed meanwhile"
+            return StageOutcome(ref=found.ref, how="cached", reason=why, seconds=began - asked)
+        module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
+        require_unedited(spec.components.code)
         run = StageRun(store.root / ".work" / f"{spec.stage}-{spec.key}", on_event)
         resumed_from = run.resume()
-        module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
         inputs = {name: store.path(ref) for name, ref in spec.inputs.items()}
-        module.run(module.CONFIG.model_validate(spec.config), inputs, run.output, run)
-        run.close()
+        try:
+            module.run(module.CONFIG.model_validate(spec.config), inputs, run.output, run)
+        finally:
+            run.close()
         draft = ManifestDraft(
             stage=spec.stage,
             key=spec.key,
@@ -119,7 +136,7 @@ def run_stage(
             parents=spec.inputs,
             producer=Producer(
                 started=began,
-                seconds=time.time() - began,
+                seconds=run.seconds(),
                 host=socket.gethostname(),
                 resumed_from_step=resumed_from,
                 annotations=dict(annotations or {}),
@@ -128,7 +145,7 @@ def run_stage(
         ref = store.publish(run.output, draft)
         shutil.rmtree(run.folder)
     how: Literal["ran", "resumed"] = "ran" if resumed_from is None else "resumed"
-    return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - began)
+    return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - asked)
 
 
 def _why(found: Lookup) -> str:
@@ -149,6 +166,8 @@ class StageRun:
         self._events_path = self.output / RECORD / EVENTS
         self._on_event = on_event
         self._saved_at = time.monotonic()
+        self._began = time.monotonic()
+        self._seconds_before = 0.0
 
     def resume(self) -> int | None:
         """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step."""
@@ -157,6 +176,7 @@ class StageRun:
         if checkpoint is not None:
             marker = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))
             length, step = marker["event_bytes"], marker["step"]
+            self._seconds_before = marker.get("seconds", 0.0)
         for path in self.output.glob("*"):
             if path.name != RECORD:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -175,8 +195,12 @@ class StageRun:
             self._on_event(event)
         self._on_event(Event(kind="checkpoint", step=step, time=time.time()))
 
+    def seconds(self) -> float:
+        """Time spent so far, that of the attempts up to the checkpoint this one went on from included."""
+        return self._seconds_before + time.monotonic() - self._began
+
     def close(self) -> None:
-        """Make the record durable; called once, before publication."""
+        """Make the record durable; called once, when the stage has ended, well or not."""
         self._events.flush()
         os.fsync(self._events.fileno())
         self._events.close()
@@ -210,10 +234,10 @@ class StageRun:
         write(staging)
         for path in staging.rglob("*"):
             if path.is_file():
-                _sync_file(path)
+                sync_file(path)
         self._events.flush()
         os.fsync(self._events.fileno())
-        marker = {"step": step, "event_bytes": self._events_path.stat().st_size}
+        marker = {"step": step, "event_bytes": self._events_path.stat().st_size, "seconds": self.seconds()}
         write_durably(staging / "complete.json", json.dumps(marker))
         target = self._checkpoints / f"{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
@@ -239,11 +263,6 @@ def read_events(artifact: Path) -> Iterator[Event]:
     with (artifact / RECORD / EVENTS).open("r", encoding="utf-8") as file:
         for line in file:
             yield Event.model_validate_json(line)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextmanager

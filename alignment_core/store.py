@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,11 +132,12 @@ class Store:
         return Manifest.model_validate_json((self.root / stage / key / MANIFEST).read_bytes())
 
     def manifests(self) -> Iterator[Manifest]:
-        """All artifacts, oldest first."""
+        """All artifacts, oldest first; a folder whose manifest cannot be read is none."""
         found = []
         for path in self.root.glob(f"[!.]*/*/{MANIFEST}"):
             if ".tmp-" not in path.parent.name:
-                found.append(Manifest.model_validate_json(path.read_bytes()))
+                with suppress(FileNotFoundError, ValidationError):
+                    found.append(Manifest.model_validate_json(path.read_bytes()))
         return iter(sorted(found, key=lambda manifest: manifest.producer.started))
 
     def find(self, prefix: str) -> Manifest:
@@ -152,6 +154,9 @@ class Store:
         staging = target.with_name(f"{draft.key}.tmp-{uuid.uuid4().hex[:8]}")
         staging.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(source, staging)
+        for path in staging.rglob("*"):
+            if path.is_file():
+                sync_file(path)
         files = {
             path.relative_to(staging).as_posix(): describe_file(path)
             for path in sorted(staging.rglob("*"))
@@ -229,6 +234,12 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     temporary.rename(path)
     sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

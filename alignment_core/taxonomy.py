@@ -68,7 +68,8 @@ def failure_reason(
 ) -> str | None:
     """Label of a wrong response (a key of `REASONS`); None if the answer was right.
 
-    `reward` says which form was asked for: tags (`r1_zero`), a box (`question_only`) or any number (`number`).
+    `reward` says which form was asked for: tags (`r1_zero`, `countdown`), a box (`question_only`) or any number
+    (`number`).
     """
     if grade.answer_reward > 0:
         return None

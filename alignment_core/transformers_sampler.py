@@ -84,7 +84,7 @@ class TransformersSampler:
     def _decode(self, requests: Sequence[PromptRequest], config: SamplingConfig, rules: StopRules) -> list[Completion]:
         way = resolve_decoding(config.decoding, self._model)
         if way == "plain":
-            return _Decoding(self._model, requests, config, rules, pad_id(self._tokenizer)).run()
+            return _Decoding(self._model, requests, config, rules, pad_id(self._model, self._tokenizer)).run()
         graphs = way == "graph"
         if self._decoder is None or self._decoder.model is not self._model or self._decoder.graphs != graphs:
             self._decoder = GraphDecoder(self._model, graphs)

@@ -142,7 +142,7 @@ def artifacts_ls(
     """One line per artifact, oldest first."""
     from flows.shelf import list_artifacts
 
-    for line in list_artifacts(root.resolve(), stage):
+    for line in _user(lambda: list(list_artifacts(root.resolve(), stage))):
         typer.echo(line)
 
 
@@ -155,12 +155,24 @@ def artifacts_show(key: Annotated[str, typer.Argument(help="Key or its beginning
 
 
 def _user(action: Any) -> Any:
-    """Run an action whose ValueErrors and OSErrors are messages for the user."""
+    """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C is one line and exit code 130."""
     try:
         return action()
-    except (ValueError, OSError) as error:
-        typer.echo(f"alignflow: {error}", err=True)
-        raise typer.Exit(1) from error
+    except BaseException as error:
+        if _was_interrupted(error):
+            typer.echo("alignflow: interrupted; the same command goes on from the last checkpoint", err=True)
+            raise typer.Exit(130) from error
+        if isinstance(error, ValueError | OSError):
+            typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)
+            raise typer.Exit(1) from error
+        raise
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: it ends the embedded server too, which Prefect then misses."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _is_key(root: Path, text: str) -> bool:
@@ -183,7 +195,7 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, *
         console = Console(highlight=False, soft_wrap=True, width=120)
     settings = _user(lambda: dict(parse_override(text) for text in overrides or []))
     _user(lambda: load_config(preset, settings))
-    console.print(f"alignflow {name} {preset}: starting Prefect", style="dim")
+    console.print(f"alignflow {name} {preset}: starting Prefect", style="dim", markup=False)
 
     from importlib import import_module
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -51,12 +52,12 @@ class RichListener:
     def started(self, label: str, stage: str, reason: str) -> None:
         """Show the bar of a new stage."""
         self._drop_bar()
-        self._task = self._progress.add_task(label, total=None, rate="", metrics=f"[dim]{reason}[/dim]")
+        self._task = self._progress.add_task(escape(label), total=None, rate="", metrics=f"[dim]{escape(reason)}[/dim]")
 
     def event(self, label: str, event: Event) -> None:
         """Move the bar; print what the stage says."""
         if event.kind == "say":
-            self.console.print(f"  [dim]{label}:[/dim] {event.name}", highlight=False)
+            self.console.print(f"  [dim]{escape(label)}:[/dim] {escape(event.name)}", highlight=False)
         if event.kind != "point" or self._task is None:
             return
         step, began = self._first.setdefault(label, (event.step, event.time))
@@ -74,13 +75,15 @@ class RichListener:
         self._drop_bar()
         colour = COLOURS[outcome.how]
         seconds = "" if outcome.how == "cached" else f"{outcome.seconds:6.1f} s"
-        origin = f"[dim]{outcome.ref.key[:12]}  {outcome.reason}[/dim]"
-        self.console.print(f"[{colour}]{outcome.how:>8}[/{colour}] {seconds:>9}  {label}  {origin}", highlight=False)
+        origin = f"[dim]{outcome.ref.key[:12]}  {escape(outcome.reason)}[/dim]"
+        self.console.print(
+            f"[{colour}]{outcome.how:>8}[/{colour}] {seconds:>9}  {escape(label)}  {origin}", highlight=False
+        )
 
     def failed(self, label: str, error: BaseException) -> None:
         """One line that stays; the reason itself comes last, from the command."""
         self._drop_bar()
-        self.console.print(f"[red]  failed[/red]            {label}", highlight=False)
+        self.console.print(f"[red]  failed[/red]            {escape(label)}", highlight=False)
 
     def _drop_bar(self) -> None:
         if self._task is not None:

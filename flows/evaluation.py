@@ -38,12 +38,23 @@ def evaluation(
             evaluated = ladder.evaluations
         else:
             found = workspace.store.find(artifact)
+            require_model(workspace, found.ref(), found.label)
             comparison = Comparison(name=f"{found.label} ({found.key[:8]})", method="sft")
             problems = prepare_problems(workspace, config)
             evaluated = [evaluate(workspace, config, comparison, found.ref(), problems)]
         if out is not None:
             export_results(workspace, evaluated[0].grade, Path(out))
         return summarize(workspace, evaluated)
+
+
+def require_model(workspace: Workspace, ref: ArtifactRef, label: str) -> None:
+    """Raise ValueError if an artifact holds neither weights nor a pointer to some."""
+    folder = workspace.store.path(ref)
+    if not (folder / "model").is_dir() and not (folder / "record" / "location.json").is_file():
+        raise ValueError(
+            f"{label} ({ref.stage}/{ref.key[:12]}) holds no model; "
+            "'alignflow artifacts ls --stage sft' or '--stage grpo' lists those that do"
+        )
 
 
 def export_results(workspace: Workspace, graded: ArtifactRef, folder: Path) -> None:

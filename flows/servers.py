@@ -23,11 +23,11 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
             *("--default-artifact-root", (root / "mlruns" / "artifacts").as_uri()),
         ],
     }
-    servers = []
-    for url, command in commands.items():
-        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        print(url, flush=True)
+    servers: list[subprocess.Popen[bytes]] = []
     try:
+        for url, command in commands.items():
+            servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            print(url, flush=True)
         while all(server.poll() is None for server in servers):
             try:
                 servers[0].wait(timeout=1)
@@ -40,4 +40,8 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
         for server in servers:
             server.terminate()
         for server in servers:
-            server.wait(timeout=20)
+            try:
+                server.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()

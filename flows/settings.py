@@ -36,8 +36,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"--set {text!r} is not key=value, e.g. --set grpo.n_grpo_steps=50")
-    parsed = yaml.safe_load(value)
-    return key, _number(parsed) if isinstance(parsed, str) else parsed
+    parsed = _parse_yaml(value, f"--set {text!r}")
+    quoted = value.lstrip().startswith(("'", '"'))
+    return key, _number(parsed) if isinstance(parsed, str) and not quoted else parsed
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {error}") from error
 
 
 def _number(text: str) -> float | str:
@@ -55,7 +63,7 @@ def _read(preset: str) -> dict[str, Any]:
         near = difflib.get_close_matches(preset, preset_names(), 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no preset {preset!r}: {hint}Shipped: {', '.join(preset_names())}; or give a YAML file")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = _parse_yaml(path.read_text(encoding="utf-8"), f"preset {path}")
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a YAML mapping of study settings")
     return settings

@@ -51,5 +51,8 @@ def export_model(root: Path, key: str, folder: Path) -> str:
         )
     if folder.exists():
         raise ValueError(f"{folder} exists: give a new folder")
-    shutil.copytree(source, folder)
+    staging = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    staging.rename(folder)
     return f"{manifest.label} -> {folder} (load it with AutoModelForCausalLM.from_pretrained)"

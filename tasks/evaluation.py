@@ -88,13 +88,14 @@ def write_report(
     context: dict[str, ArtifactRef],
 ) -> ArtifactRef:
     """The HTML page; `runs` are training stages by name, `context` the prepare, filter and analyze artifacts."""
+    inputs = {**context, **runs, **{f"grade: {item.comparison.name}": item.grade for item in evaluations}}
     stage = ReportStage(
         title=f"Study {config.name}",
         description=config.description,
         evaluations=tuple(item.comparison for item in evaluations),
         runs=tuple(runs),
+        keys={name: ref.key for name, ref in inputs.items()},
     )
-    inputs = {**context, **runs, **{f"grade: {item.comparison.name}": item.grade for item in evaluations}}
     report = run_cached(workspace, "report", stage, inputs, "report")
     for item in evaluations:
         summary = read_summary(workspace, item.grade)

@@ -8,8 +8,10 @@ from alignment_core.records import ArtifactRef
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
-EDGE = 1 << 20
-"""Bytes hashed at each end of a large weight file: enough to tell checkpoints apart in milliseconds."""
+BLOCK = 1 << 12
+BLOCKS = 1 << 10
+"""A large weight file is hashed in so many blocks, evenly spaced: milliseconds, and a change to any of its large
+tensors (merged adapters leave both ends of a file as they were) is all but sure to be felt."""
 
 
 def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
@@ -34,12 +36,15 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
 
 def import_checkpoint(workspace: Workspace, source: str, revision: str | None, label: str) -> ArtifactRef:
     """A pretrained checkpoint, local or on the hub, by reference."""
-    stage = ImportModelStage(source=source, revision=revision, content=folder_identity(Path(source)))
+    folder = Path(source).expanduser()
+    content = folder_identity(folder)
+    where = source if content is None else str(folder.resolve())
+    stage = ImportModelStage(source=where, revision=revision, content=content)
     return run_cached(workspace, "import_model", stage, {}, label)
 
 
 def folder_identity(folder: Path) -> str | None:
-    """Digest of a local checkpoint by names, sizes and the edges of its files; None if it is not a folder."""
+    """Digest of a local checkpoint by names, sizes and blocks of its files; None if it is not a folder."""
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
@@ -48,7 +53,7 @@ def folder_identity(folder: Path) -> str | None:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
             with path.open("rb") as file:
-                digest.update(file.read(EDGE))
-                file.seek(max(size - EDGE, 0))
-                digest.update(file.read(EDGE))
+                for offset in range(0, size, max(BLOCK, size // BLOCKS)):
+                    file.seek(offset)
+                    digest.update(file.read(BLOCK))
     return digest.hexdigest()

@@ -54,7 +54,7 @@ class LogListener:
         logger.error("%s: failed: %s", label, error)
 
 
-HEADLINE = ("eval/accuracy", "train/reward", "train/loss", "sample/tokens_per_second", "grade/accuracy")
+HEADLINE = ("eval/accuracy", "train/reward", "train/loss", "time/tokens_per_second", "grade/accuracy")
 
 
 def headline(metrics: dict[str, float]) -> str:

@@ -2,9 +2,11 @@
 
 The key is the stage's own (tasks never let Prefect hash arguments); the record Prefect keeps is the small
 `ArtifactRef` as JSON. Before each call the store is asked whether the artifact is there and whole; if not,
-Prefect's record is refreshed, so a deleted artifact is a miss, said aloud.
+Prefect's record is refreshed, so a deleted artifact is a miss, said aloud. So it is where the tracker has not
+yet confirmed the stage's record: the artifact is then found, and its record sent again.
 """
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,20 +25,25 @@ def run_cached(
     """The artifact of one stage, computed at most once per key."""
     spec = make_spec(stage, config, inputs, label)
     found = workspace.store.lookup(stage, spec.key)
-    reason = found.reason or explain_miss(workspace.store, spec.components, label)
+    unsent = workspace.tracker.is_pending(spec.key)
+    if found.ref is None:
+        reason = found.reason or explain_miss(workspace.store, spec.components, label)
+    else:
+        reason = "its record had not reached MLflow" if unsent else "same key"
     configured = stage_task.with_options(
         name=stage,
         task_run_name=label.replace("{", "(").replace("}", ")"),
         cache_key_fn=lambda _context, _parameters: f"{stage}/{spec.key}",
-        refresh_cache=found.ref is None,
+        refresh_cache=found.ref is None or unsent,
         result_storage=workspace.store.root / ".prefect",
     )
     result = configured(spec, workspace, reason)
+    ref = found.ref or ArtifactRef.model_validate(result)  # the store knows better than an old record of Prefect's
     if label not in workspace.outcomes:
-        cached = StageOutcome(ref=ArtifactRef.model_validate(result), how="cached", reason="same key", seconds=0.0)
+        cached = StageOutcome(ref=ref, how="cached", reason=reason, seconds=0.0)
         workspace.outcomes[label] = cached
         workspace.listener.finished(label, cached)
-    return ArtifactRef.model_validate(result)
+    return ref
 
 
 @task(persist_result=True, result_serializer="json", cache_result_in_memory=False)
@@ -52,6 +59,10 @@ def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, 
     try:
         outcome = run_stage(workspace.store, spec, on_event, reason=reason)
     except BaseException as error:
+        log = workspace.store.root / ".work" / f"{spec.stage}-{spec.key}.error.txt"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]}); traceback: {log}")
         workspace.listener.failed(spec.label, error)
         workspace.tracker.stage_failed(spec)
         raise

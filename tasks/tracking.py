@@ -2,16 +2,19 @@
 
 A stage's own record is the truth and MLflow a view of it. One experiment per study, a parent run per study
 run, one child run per stage key (found again by its tag). Events reach MLflow in batches with their stored
-times, and only once a checkpoint or the publication covers them, so no kill doubles a point. All of it
-happens on one worker thread: training never waits for MLflow, and a study of which every stage is cached
-never imports it.
+times, and only once a checkpoint or the publication covers them, so no kill doubles a point. A stage is
+pending (a file in mlruns/pending/) until all of its record has arrived; what a kill or an outage left behind
+is sent from the store by the next run. All of it happens on one worker thread: training never waits for
+MLflow, and a study of which every stage is cached never imports it.
 """
 
+import fcntl
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,14 @@ class Tracker:
 
     def stage_started(self, spec: StageSpec) -> None:
         """Open, or find again, the child run of this stage key."""
+        marker = pending_marker(self.root, spec.key)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
         self._put(lambda: self._session.open_stage(spec))
+
+    def is_pending(self, key: str) -> bool:
+        """Whether a run of this stage began whose record has not all arrived."""
+        return pending_marker(self.root, key).exists()
 
     def stage_event(self, spec: StageSpec, event: Event) -> None:
         """Hold the event until a checkpoint covers it."""
@@ -88,6 +98,11 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlruns' / 'mlflow.db').resolve()}"
 
 
+def pending_marker(root: Path, key: str) -> Path:
+    """The file that says: this stage began, and its record is not all in MLflow yet."""
+    return root / "mlruns" / "pending" / key
+
+
 class _Session:
     """The MLflow side, on the worker thread only."""
 
@@ -95,8 +110,12 @@ class _Session:
         self.root, self.study, self.run_name, self.tags = root, study, run_name, tags
         self._client: Any = None
         self._parent = ""
+        self._specs: dict[str, StageSpec] = {}
         self._runs: dict[str, str] = {}
         self._held: dict[str, list[Event]] = {}
+        self._sent: dict[str, int] = {}
+        self._found: dict[str, tuple[Any, float]] = {}
+        """Runs of earlier attempts, by stage key, with the time they were found; until the first event."""
 
     def _connect(self) -> Any:
         """The client, the experiment and the parent run, once."""
@@ -105,14 +124,17 @@ class _Session:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
-        local = "MLFLOW_TRACKING_URI" not in os.environ
-        (self.root / "mlruns").mkdir(parents=True, exist_ok=True)
-        client = mlflow.MlflowClient(tracking_uri(self.root))
-        experiment = client.get_experiment_by_name(self.study)
+        local = not os.environ.get("MLFLOW_TRACKING_URI")
         location = (self.root / "mlruns" / "artifacts" / self.study).resolve().as_uri() if local else None
-        self._experiment = (
-            experiment.experiment_id if experiment else client.create_experiment(self.study, artifact_location=location)
-        )
+        # Two processes that make the same database at once break each other's migrations.
+        with _locked(self.root / "mlruns" / ".lock"):
+            client = mlflow.MlflowClient(tracking_uri(self.root))
+            experiment = client.get_experiment_by_name(self.study)
+            self._experiment = (
+                experiment.experiment_id
+                if experiment
+                else client.create_experiment(self.study, artifact_location=location)
+            )
         parent = client.create_run(
             self._experiment, run_name=self.run_name, tags={**self.tags, "alignflow.kind": "study"}
         )
@@ -123,22 +145,35 @@ class _Session:
     def open_stage(self, spec: StageSpec) -> None:
         client = self._connect()
         found = client.search_runs([self._experiment], f"tags.`{STAGE_KEY_TAG}` = '{spec.key}'", max_results=1)
-        if found:
-            self._runs[spec.key] = run_id = found[0].info.run_id
-            client.update_run(run_id, status="RUNNING")
-        else:
-            tags = {
-                STAGE_KEY_TAG: spec.key,
-                "alignflow.kind": spec.stage,
-                "alignflow.inputs": ", ".join(
-                    f"{name}={ref.stage}/{ref.key[:12]}" for name, ref in spec.inputs.items()
-                ),
-                "mlflow.parentRunId": self._parent,
-            }
-            run = client.create_run(self._experiment, run_name=spec.label, tags=tags)
-            self._runs[spec.key] = run_id = run.info.run_id
-            self._log_params(run_id, spec.config)
-        self._held[spec.key] = []
+        self._specs[spec.key], self._held[spec.key], self._sent[spec.key] = spec, [], 0
+        if not found:
+            self._create_stage_run(spec)
+            return
+        self._found[spec.key] = found[0], time.time()
+        self._runs[spec.key] = found[0].info.run_id
+        if found[0].info.status != "FINISHED":
+            client.update_run(found[0].info.run_id, status="RUNNING")
+
+    def _create_stage_run(self, spec: StageSpec) -> None:
+        inputs = ", ".join(f"{name}={ref.stage}/{ref.key[:12]}" for name, ref in spec.inputs.items())
+        tags = {
+            STAGE_KEY_TAG: spec.key,
+            "alignflow.kind": spec.stage,
+            "alignflow.inputs": inputs,
+            "mlflow.parentRunId": self._parent,
+        }
+        run = self._client.create_run(self._experiment, run_name=spec.label, tags=tags)
+        self._runs[spec.key] = run.info.run_id
+        self._log_params(run.info.run_id, spec.config)
+
+    def _renew_if_stale(self, key: str, event: Event) -> None:
+        """Put a new run in the place of one whose points are of an attempt that the stage did not go on from."""
+        if key not in self._found:
+            return
+        run, found_at = self._found.pop(key)
+        if run.info.status == "FINISHED" or (run.data.metrics and event.time >= found_at):
+            self._client.delete_run(run.info.run_id)
+            self._create_stage_run(self._specs[key])
 
     def _log_params(self, run_id: str, config: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -152,10 +187,13 @@ class _Session:
         if event.kind == "checkpoint":
             self._forward(key)
         elif event.kind == "point":
+            self._renew_if_stale(key, event)
             self._held[key].append(event)
 
     def _forward(self, key: str) -> None:
         from mlflow.entities import Metric
+
+        self._sent[key] += len(self._held[key])
 
         metrics = [
             Metric(name, value, int(event.time * 1000), event.step)
@@ -167,6 +205,19 @@ class _Session:
         self._held[key] = []
 
     def close_stage(self, key: str, ref: ArtifactRef, artifact: Path) -> None:
+        marker = pending_marker(self.root, key)
+        with _locked(marker):
+            run = self._client.get_run(self._runs[key])
+            if run.info.status != "FINISHED" or run.data.tags.get("alignflow.digest") != ref.digest:
+                self._send_record(key, ref, artifact)
+            marker.unlink(missing_ok=True)
+
+    def _send_record(self, key: str, ref: ArtifactRef, artifact: Path) -> None:
+        """What the published record holds beyond the points sent so far: all of it, if another process computed it."""
+        points = [event for event in read_events(artifact) if event.kind == "point"]
+        for event in points[:1]:
+            self._renew_if_stale(key, event)
+        self._held[key] = points[self._sent[key] :]
         self._forward(key)
         run_id, client = self._runs[key], self._client
         client.set_tag(run_id, "alignflow.artifact", f"{ref.stage}/{ref.key}")
@@ -199,6 +250,15 @@ class _Session:
                 self._parent, str(path)
             )
         client.set_terminated(self._parent, status)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an flock on a file: one process at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, str]:

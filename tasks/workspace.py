@@ -51,9 +51,12 @@ def open_workspace(root: str | None, study: str, run_name: str) -> Iterator[Work
     workspace = Workspace(folder, Store(folder / "data" / "store"), tracker, _listener)
     try:
         yield workspace
-    except BaseException:
+    except BaseException as error:
         tracker.study_finished("FAILED", workspace.final_metrics, [])
-        tracker.close()
+        try:
+            tracker.close()
+        except RuntimeError as outage:
+            error.add_note(str(outage))  # beside the reason why the study failed, not in its place
         raise
     tracker.study_finished("FINISHED", workspace.final_metrics, workspace.final_artifacts)
     tracker.close()

@@ -1,7 +1,9 @@
 """A run that was interrupted and resumed is the run that was not; models travel whole."""
 
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +13,20 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from alignment_core.checkpoints import LoopIdentity, read_checkpoint, write_checkpoint
 from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
-from alignment_core.models import disable_dropout, eos_ids, load_model, load_tokenizer, pad_id, save_model
+from alignment_core.models import (
+    disable_dropout,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    pad_id,
+    save_model,
+    set_checkpointing,
+)
 from alignment_core.optimization import make_optimizer
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.records import GradedResponse, Problem
 from alignment_core.runs import MemoryRun
-from alignment_core.sampling import encode_trace
+from alignment_core.sampling import build_requests, encode_trace, make_sampler
 from alignment_core.sft import train_sft
 
 TOKENIZER = byte_tokenizer()
@@ -150,6 +160,25 @@ def test_of_a_generation_config_only_token_ids_are_kept(tmp_path: Path):
     assert not {"repetition_penalty", "do_sample", "top_k"} & loaded.generation_config.to_diff_dict().keys()
 
 
+def test_activations_are_recomputed_where_asked_without_a_deprecated_call(tmp_path: Path):
+    save_model(tiny_model(TOKENIZER), TOKENIZER, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = load_model(tmp_path, device="cpu", gradient_checkpointing=True)
+        assert model.model.layers[0].gradient_checkpointing
+        set_checkpointing(model, False)
+    assert not model.model.layers[0].gradient_checkpointing
+
+
+def test_only_the_older_names_of_transformers_5_are_called_where_they_are_all_there_is():
+    model = SimpleNamespace(calls=[], is_gradient_checkpointing=True)
+    model.gradient_checkpointing_enable = lambda: model.calls.append("on")
+    model.gradient_checkpointing_disable = lambda: model.calls.append("off")
+    set_checkpointing(model, True)
+    set_checkpointing(model, False)
+    assert model.calls == ["on", "off"]
+
+
 def test_missing_weights_are_refused(tmp_path: Path):
     save_model(tiny_model(TOKENIZER), TOKENIZER, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -174,4 +203,14 @@ def test_dropout_is_switched_off():
 
 def test_pad_id_falls_back_to_eos():
     assert TOKENIZER.pad_token_id is None
-    assert pad_id(TOKENIZER) == TOKENIZER.eos_token_id
+    assert pad_id(tiny_model(TOKENIZER), TOKENIZER) == TOKENIZER.eos_token_id
+
+
+def test_a_padding_token_without_an_embedding_is_not_used():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    model, sampling = tiny_model(TOKENIZER), SamplingConfig(max_tokens=3)
+    assert tokenizer.pad_token_id == model.config.vocab_size
+    assert pad_id(model, tokenizer) == tokenizer.eos_token_id
+    make_sampler(model, tokenizer, sampling).sample(build_requests(PROBLEMS, tokenizer, 1, 0), sampling)
+    train_sft(model, tokenizer, EXAMPLES, SFT, MemoryRun(), 0)

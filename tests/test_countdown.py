@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment_core import countdown
+from alignment_core.config import StudyConfig
 
 THINK = "User: {question}\nAssistant: <think>"
 
@@ -40,6 +41,13 @@ def test_countdown_problems_are_solved_by_their_own_gold():
 )
 def test_countdown_answers_are_checked(answer, right):
     assert countdown.is_solution(answer, [4, 7, 8], 24) is right
+
+
+def test_a_countdown_study_cannot_be_graded_by_value_alone():
+    settings = {"name": "x", "model": {"source": "a/b"}, "data": {"kind": "countdown"}}
+    with pytest.raises(ValueError, match=r"goes with evaluation\.reward 'countdown'"):
+        StudyConfig.model_validate(settings)
+    StudyConfig.model_validate({**settings, "evaluation": {"reward": "countdown"}})
 
 
 @given(st.text("0123456789+-*/() ", max_size=220))

@@ -48,7 +48,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Empty every cache of the room."""
-    for cached in (room.fingerprint, room._source, room.read_module, room._template_digest):
+    for cached in (room.fingerprint, room._snapshot, room._source, room.read_module, room._template_digest):
         cached.cache_clear()
 
 
@@ -143,3 +143,23 @@ def test_every_stage_of_the_package_has_a_fingerprint_without_importing_it() -> 
     root = Path(__file__).parents[1]
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert shown.stdout.strip() == "False"
+
+
+def test_code_edited_under_a_running_command_is_refused_where_it_is_felt(package: Path) -> None:
+    definitions = digest(package)
+    edit(package, "losses.py", "def other(x):\n    return x", "def other(x):\n    return -x")
+    edit(package, "losses.py", "# a reason", "# another reason")
+    room.require_unedited(definitions)
+    edit(package, "losses.py", "return 2 * x", "return 3 * x")
+    with pytest.raises(ValueError, match=r"alignment_core\.losses\.scale was edited while this command runs"):
+        room.require_unedited(definitions)
+
+
+def test_a_stage_first_asked_for_after_an_edit_has_the_code_that_the_process_started_with(package: Path) -> None:
+    before = digest(package)
+    forget()
+    room.read_module("alignment_core.losses")
+    edit(package, "stages/demo.py", "return scale(config)", "return scale(config) + 1")
+    assert room.fingerprint("alignment_core.stages.demo:run").definitions == before
+    with pytest.raises(ValueError, match=r"stages\.demo\.run was edited"):
+        room.require_unedited(before)

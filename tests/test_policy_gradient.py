@@ -125,6 +125,72 @@ def test_on_policy_the_ratio_is_one_and_the_sampler_agrees():
     assert min(series(run, "train/entropy")) > 0.1
 
 
+@pytest.mark.parametrize("base", [CONFIG, OFF_POLICY])
+def test_the_trainer_scores_under_the_temperature_and_the_vocabulary_it_was_sampled_with(base: GRPOConfig):
+    run, model = MemoryRun(), tiny_model(TOKENIZER, vocab_size=400)
+    with torch.no_grad():
+        model.lm_head.weight[len(TOKENIZER) :] = model.lm_head.weight[:1] * 2
+    warm = SAMPLING.model_copy(update={"temperature": 0.6})
+    train_grpo(model, TOKENIZER, PROBLEMS, base, warm, likes_low_letters, run, seed=3)
+    assert max(series(run, "train/sampler_gap")) < 1e-4
+
+
+def test_bfloat16_compute_leaves_float32_weights_and_follows_the_policy():
+    model, run = tiny_model(TOKENIZER), MemoryRun()
+    # The sampler stays wide, so that the gap is the trainer's rounding.
+    train_grpo(
+        model, TOKENIZER, PROBLEMS, CONFIG, SAMPLING, likes_low_letters, run, seed=3, compute_dtype="bfloat16",
+        sampler=make_sampler(model, TOKENIZER, SAMPLING),
+    )  # fmt: skip
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert 1e-4 < max(series(run, "train/sampler_gap")) < 0.05
+
+
+def test_dropout_is_off_in_the_loop():
+    model = tiny_model(TOKENIZER)
+    model.model.layers[0].self_attn.attention_dropout = 0.5
+    run = MemoryRun()
+    train_grpo(model, TOKENIZER, PROBLEMS, CONFIG, SAMPLING, likes_low_letters, run, seed=3)
+    assert max(series(run, "train/sampler_gap")) < 1e-4
+
+
+class Recorder:
+    """A sampler that notes what the loop asks of it, and with which seeds."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._sampler = make_sampler(model, TOKENIZER, SAMPLING)
+        self.calls: list[str] = []
+        self.seeds: list[int] = []
+
+    def sample(
+        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: object = None
+    ) -> list[Completion]:
+        self.calls.append(f"sample after {config.min_tokens}")
+        self.seeds += [request.seed for request in requests]
+        return self._sampler.sample(requests, config)
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        self.calls.append("update")
+
+
+def test_every_step_samples_the_newest_weights_with_seeds_of_its_own():
+    model = tiny_model(TOKENIZER)
+    recorder, config = Recorder(model), CONFIG.model_copy(update={"min_tokens": 3})
+    train_grpo(
+        model, TOKENIZER, PROBLEMS[:2], config, SAMPLING, likes_low_letters, MemoryRun(), seed=3, sampler=recorder
+    )
+    assert recorder.calls == ["update", "sample after 3"] * 2
+    assert len(set(recorder.seeds)) == len(recorder.seeds) == 32
+
+
+def test_validation_samples_the_weights_it_is_given():
+    model = tiny_model(TOKENIZER)
+    recorder = Recorder(model)
+    validate = make_validator(PROBLEMS, 3, TOKENIZER, SAMPLING, likes_low_letters, MemoryRun(), 1, sampler=recorder)
+    validate(0, model)
+    assert recorder.calls == ["update", "sample after 0"]
+
+
 def test_off_policy_updates_move_the_ratio_away_from_one():
     eager = OFF_POLICY.model_copy(update={"optimizer": OptimizerConfig(learning_rate=2e-2)})
     _, run = trained(eager)

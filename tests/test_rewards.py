@@ -76,6 +76,17 @@ def test_number_reward() -> None:
     assert grades[0].method == "number"
 
 
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [("8*(7-4)", 1.0), ("23 + 1", 0.0), ("8 * 3", 0.0), ("24", 0.0), ("(7 - 4) * 8 * 1", 0.0), ("9**9**9", 0.0)],
+)
+def test_countdown_asks_for_the_problems_own_numbers(answer: str, reward: float) -> None:
+    (grade,) = grade_batch([f"so </think> <answer> {answer} </answer>"], ["(7 - 4) * 8"], "countdown")
+    assert (grade.format_reward, grade.answer_reward, grade.reward) == (1.0, reward, reward)
+    (bare,) = grade_batch([answer], ["(7 - 4) * 8"], "countdown")
+    assert (bare.format_reward, bare.reward) == (0.0, 0.0)
+
+
 def test_grades_tell_what_was_extracted_and_which_test_decided() -> None:
     responses = [
         " r </think> <answer> 8 </answer>",
@@ -175,6 +186,13 @@ def test_parse_gsm8k_response(text: str, number: str | None) -> None:
 def test_parse_mmlu_response(text: str, letter: str | None) -> None:
     example = {"subject": "virology", "question": "How many?", "options": ["100", "1", "10", "unknown"], "answer": "A"}
     assert parse_mmlu_response(example, text) == letter
+
+
+def test_a_long_gap_before_an_option_does_not_stall_the_parser() -> None:
+    started = time.perf_counter()
+    assert parse_mmlu_response({}, "the answer" + " " * 30_000 + "?") is None
+    assert parse_mmlu_response({}, "the answer" + " " * 30_000 + "B") == "B"
+    assert time.perf_counter() - started < 1
 
 
 def test_agrees_with_the_published_grader_on_real_generations(shared_data: Path) -> None:

@@ -219,6 +219,8 @@ def test_bfloat16_samples_from_a_copy_that_follows_the_weights():
     config = CONFIG.model_copy(update={"temperature": 0.0})
     sampler = make_sampler(model, TOKENIZER, config, "bfloat16")
     before = sampler.sample(requests_of(TEXTS), config)
+    wide = make_sampler(model, TOKENIZER, config).sample(requests_of(TEXTS), config)
+    assert before[0].sampler_log_probs[0] != wide[0].sampler_log_probs[0]
     model.load_state_dict(tiny_model(TOKENIZER, seed=1).state_dict())
     assert [item.response_ids for item in sampler.sample(requests_of(TEXTS), config)] == [
         item.response_ids for item in before

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -102,3 +103,32 @@ def run_deployment(environment: dict[str, str], root: Path) -> set[object]:
 def test_a_deployment_runs_the_study_and_a_second_run_is_all_cached(server: dict[str, str], tmp_path: Path) -> None:
     assert run_deployment(server, tmp_path) == {"Completed"}
     assert run_deployment(server, tmp_path) == {"Cached"}
+
+
+def test_ui_serves_prefect_and_mlflow_on_loopback_until_interrupted(tmp_path: Path) -> None:
+    ports = (free_port(), free_port())
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "ui", "--root", str(tmp_path)]
+    options = ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    environment = {**clean, "HOME": str(tmp_path)}
+    ui = subprocess.Popen([*command, *options], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert ui.stdout is not None
+        urls = [ui.stdout.readline().split()[-1] for _ in ports]
+        assert urls == [f"http://127.0.0.1:{port}" for port in ports]
+        wait_until_healthy(f"{urls[0]}/api")
+        wait_until_healthy(urls[1])
+        assert "Prefect" in page(urls[0])
+        assert "MLflow" in page(urls[1])
+    finally:
+        ui.send_signal(signal.SIGINT)
+        ui.wait(timeout=40)
+    for url in urls:
+        with pytest.raises(OSError, match="refused"):
+            page(url)
+
+
+def page(url: str) -> str:
+    """The text a browser would get."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())

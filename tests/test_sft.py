@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence
 from alignment_core.config import OptimizerConfig, SamplingConfig, SFTConfig
-from alignment_core.optimization import learning_rate_at, make_optimizer
+from alignment_core.optimization import apply_update, learning_rate_at, make_optimizer
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, encode_trace, make_sampler
 from alignment_core.sft import batch_indices, train_sft, validation_due
@@ -71,6 +71,21 @@ def test_gradient_norm_counts_the_tied_head_once():
     assert series(run, "train/grad_norm") == [pytest.approx(expected, rel=1e-4)]
 
 
+def test_ids_beyond_the_tokenizer_get_no_probability_and_no_gradient():
+    padded = tiny_model(TOKENIZER, vocab_size=400)
+    before = padded.lm_head.weight[len(TOKENIZER) :].clone()
+    train_sft(padded, TOKENIZER, EXAMPLES, CONFIG, MemoryRun(), seed=3)
+    assert torch.equal(padded.lm_head.weight[len(TOKENIZER) :], before)
+
+
+def test_dropout_is_off_in_the_loop():
+    model = tiny_model(TOKENIZER)
+    model.model.layers[0].self_attn.attention_dropout = 0.5
+    run = MemoryRun()
+    train_sft(model, TOKENIZER, EXAMPLES, CONFIG, run, seed=3)
+    assert series(run, "train/loss") == series(trained()[1], "train/loss")
+
+
 def test_a_document_is_predicted_from_its_second_token_on():
     document = TokenSequence([], TOKENIZER.encode("some text"))
     split = TokenSequence(document.response_ids[:1], document.response_ids[1:])
@@ -121,6 +136,13 @@ def test_too_long_examples_are_left_out_aloud():
         trained(CONFIG.model_copy(update={"max_length": 40}), [long])
 
 
+def test_an_example_of_exactly_the_limit_is_kept():
+    longest = max(example.length for example in EXAMPLES)
+    _, run = trained(CONFIG.model_copy(update={"max_length": longest, "epochs": 1}))
+    assert sum(series(run, "train/tokens")) == sum(len(example.response_ids) for example in EXAMPLES)
+    assert run.lines == []
+
+
 def test_a_broken_weight_stops_the_run_before_any_update():
     model = tiny_model(TOKENIZER)
     with torch.no_grad():
@@ -129,6 +151,17 @@ def test_a_broken_weight_stops_the_run_before_any_update():
     with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
         train_sft(model, TOKENIZER, EXAMPLES, CONFIG, MemoryRun(), 0)
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight():
+    model = tiny_model(TOKENIZER)
+    before = [weight.clone() for weight in model.parameters()]
+    optimizer = make_optimizer(model, CONFIG.optimizer)
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, torch.inf)
+    with pytest.raises(FloatingPointError, match="gradient norm is inf at update 1"):
+        apply_update(model, optimizer, CONFIG.optimizer, 0, 10)
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
 
 
 def test_narrow_weights_are_refused():

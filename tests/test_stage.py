@@ -1,5 +1,6 @@
 """One stage alone: computed once, shared, resumed, recorded."""
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -120,3 +121,47 @@ def test_content_does_not_depend_on_having_been_cut_off(tmp_path: Path, install:
         run_stage(cut, spec(steps=6))
     install(count())
     assert run_stage(cut, spec(steps=6)).ref == expected
+
+
+def test_a_failed_attempt_writes_nothing_more_into_the_record_of_the_next(tmp_path: Path, install: Any) -> None:
+    store = Store(tmp_path)
+    kept = []
+
+    def broken(config: DemoStage, inputs: dict[str, Path], output: Path, run: Any) -> None:
+        kept.append(run)
+        run.emit(99, {"train/loss": 1.0})
+        raise RuntimeError("broken")
+
+    install(broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_stage(store, spec())
+    install(count())
+    outcome = run_stage(store, spec())
+    kept.clear()  # the first attempt's handle is collected, and must have nothing left to flush
+    assert [event.step for event in read_events(store.path(outcome.ref))] == [1, 2, 3, 4]
+
+
+def test_the_cost_of_a_resumed_stage_includes_the_attempts_before(
+    tmp_path: Path, install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr("alignment_core.stage.time.monotonic", lambda: float(next(clock)))
+    store = Store(tmp_path)
+    install(count(fail_at=4))
+    with pytest.raises(RuntimeError, match="broken"):
+        run_stage(store, spec())
+    marker = next((tmp_path / ".work").glob("*/checkpoints/*/complete.json")).read_text()
+    install(count())
+    outcome = run_stage(store, spec())
+    seconds = store.manifest("demo", outcome.ref.key).producer.seconds
+    assert seconds > json.loads(marker)["seconds"] > 0
+
+
+def test_a_metric_that_is_not_a_number_does_not_break_the_record(tmp_path: Path, install: Any) -> None:
+    def diverge(config: DemoStage, inputs: dict[str, Path], output: Path, run: Any) -> None:
+        run.emit(1, {"train/loss": float("nan"), "train/grad_norm": float("inf")})
+
+    install(diverge)
+    (event,) = read_events((store := Store(tmp_path)).path(run_stage(store, spec()).ref))
+    assert event.metrics["train/loss"] != event.metrics["train/loss"]
+    assert event.metrics["train/grad_norm"] == float("inf")

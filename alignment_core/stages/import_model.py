@@ -15,9 +15,8 @@ CONFIG = ImportModelStage
 
 def run(config: ImportModelStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
     """Write identity.json (content, part of the digest) and record/location.json (where it lies, not part of it)."""
-    source = str(Path(config.source).resolve()) if config.content else config.source
-    tokenizer = load_tokenizer(source, config.revision)
-    model = AutoConfig.from_pretrained(source, revision=config.revision)
+    tokenizer = load_tokenizer(config.source, config.revision)
+    model = AutoConfig.from_pretrained(config.source, revision=config.revision)
     revision = getattr(model, "_commit_hash", None) or config.revision
     identity = {
         "source": config.content or config.source,
@@ -27,6 +26,6 @@ def run(config: ImportModelStage, inputs: Mapping[str, Path], output: Path, run:
         "tokens": len(tokenizer),
     }
     (output / "identity.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
-    location = {"source": source, "revision": revision}
+    location = {"source": config.source, "revision": revision}
     (output / "record" / "location.json").write_text(json.dumps(location), encoding="utf-8")
     run.emit(0, {"model/vocab_size": model.vocab_size, "model/tokens": len(tokenizer)})

@@ -246,13 +246,6 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
-    """Recomputation of activations; the methods' name changed within transformers 5."""
-    family = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    if on or getattr(model, f"is_{family}_checkpointing"):
-        getattr(model, f"{family}_checkpointing_{'enable' if on else 'disable'}")()
-
-
 def gradient_vector(model: nn.Module) -> torch.Tensor:
     """All gradients in one float64 vector on the CPU, in the order of the parameters."""
     parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in model.parameters()]

@@ -9,13 +9,10 @@ that is left and stops in time for its evaluation. learn.json is complete after 
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.config import (
     ArithmeticConfig,
@@ -26,156 +23,19 @@ from alignment_core.config import (
     SFTConfig,
     read_template,
 )
-from alignment_core.evaluation import correct_by_problem, evaluate, failing_examples
-from alignment_core.models import ComputeDtype, load_model, load_tokenizer
+from alignment_core.models import load_model, load_tokenizer
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.problems import Prepared, prepare
-from alignment_core.records import ScoredCompletion, write_jsonl
-from alignment_core.rewards import grade_batch
-from alignment_core.runs import MemoryRun
-from alignment_core.sampling import Sampler, build_requests, encode_trace, make_sampler
+from alignment_core.problems import prepare
+from alignment_core.sampling import encode_trace, make_sampler
 from alignment_core.sft import Validate, train_sft
-from alignment_core.statistics import mcnemar_exact, paired_bootstrap, wilson_interval
 from alignment_core.validation import make_validator
 from benchmarks.gpu import common
+from benchmarks.gpu.lab import Lab, copy_weights, judge, put_weights
+from benchmarks.gpu.timed_run import OutOfTime, TimedRun
 
 PHASES = ("zero_shot", "grpo", "sft", "sft_grpo")
 SHARES = {"grpo": 3.0, "sft": 1.0, "sft_grpo": 2.0}
 """How the training phases divide the time that is left."""
-
-
-class OutOfTime(Exception):
-    """The next step would pass the deadline; the weights are those after the step just reported."""
-
-
-class TimedRun(MemoryRun):
-    """Writes every point and table as a JSON line, and ends the loop before its deadline."""
-
-    def __init__(self, phase: str, report: common.Report, clock: common.Clock, seconds: float) -> None:
-        super().__init__()
-        self._phase, self._report, self._clock = phase, report, clock
-        self._deadline = clock.spent + seconds
-        self._started = self._last = clock.spent
-        self._longest = 0.0
-        for earlier in report.path.parent.glob(f"{phase}-[!t]*.jsonl"):
-            earlier.unlink()
-
-    def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
-        """Record the point. Raises OutOfTime when the longest step so far would not fit any more."""
-        now = self._clock.spent
-        self._longest = max(self._longest, now - self._last)
-        self._last = now
-        point = {"step": step, "seconds": round(now - self._started, 2), **metrics}
-        super().emit(step, point)
-        self._report.put(f"curve/{self._phase}", [values for _, values in self.points])
-        self._append("points", point)
-        print(f"{self._phase} {_short(point)}", flush=True)
-        if now + self._longest > self._deadline:
-            raise OutOfTime(f"{self._phase} stopped after step {step}")
-
-    def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        """Append the table to the phase's own file."""
-        for row in rows:
-            self._append(name, {"step": step, **row})
-
-    def say(self, text: str) -> None:
-        """Print the line too."""
-        super().say(text)
-        print(f"{self._phase}: {text}", flush=True)
-
-    def _append(self, name: str, row: Mapping[str, object]) -> None:
-        with (self._report.path.parent / f"{self._phase}-{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-@dataclass
-class Lab:
-    """What all phases share."""
-
-    arguments: argparse.Namespace
-    device: torch.device
-    report: common.Report
-    clock: common.Clock
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    data: Prepared
-    sampler: Sampler
-    sampling: SamplingConfig
-    base: dict[str, torch.Tensor] = field(default_factory=dict)
-    tuned: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Weights after SFT, on the CPU."""
-    verdicts: dict[str, dict[str, dict[str, bool]]] = field(default_factory=dict)
-    """phase -> decoding -> problem id -> correct."""
-    evaluation_seconds: float = 0.0
-
-    @property
-    def dtype(self) -> ComputeDtype:
-        """Compute type of trainer and sampler."""
-        return self.arguments.dtype
-
-
-# ---------------------------------------------------------------- evaluation
-
-
-def judge(lab: Lab, phase: str) -> None:
-    """Evaluate the present weights on the test problems, at every temperature, against zero-shot."""
-    started = time.perf_counter()
-    lab.sampler.update_weights(lab.model)
-    for temperature in lab.arguments.temperatures:
-        label = f"T={temperature:g}"
-        sampling = lab.sampling.model_copy(update={"temperature": temperature, "batch_size": 512})
-        _judge_once(lab, phase, label, sampling)
-    lab.evaluation_seconds = max(lab.evaluation_seconds, time.perf_counter() - started)
-    lab.report.put("verdicts", lab.verdicts)
-    lab.report.put("evaluation_seconds", lab.evaluation_seconds)
-
-
-def _judge_once(lab: Lab, phase: str, label: str, sampling: SamplingConfig) -> None:
-    problems = lab.data.test
-    watch = common.Stopwatch(lab.device)
-    completions = lab.sampler.sample(build_requests(problems, lab.tokenizer, 1, 0, "evaluation"), sampling)
-    generated = watch.lap()
-    texts, golds = [item.text for item in completions], [problem.ground_truth for problem in problems]
-    grades = grade_batch(texts, golds, "r1_zero")
-    graded = watch.lap()
-    loose = sum(grade.reward > 0 for grade in grade_batch(texts, golds, "number"))
-    verdicts = {key: correct for key, (_, correct) in correct_by_problem(completions, grades).items()}
-    lab.verdicts.setdefault(phase, {})[label] = verdicts
-    slim = [item.model_copy(update={"sampler_log_probs": None, "prompt_ids": []}) for item in completions]
-    scored = [ScoredCompletion(completion=item, grade=grade) for item, grade in zip(slim, grades, strict=True)]
-    write_jsonl(lab.report.path.parent / f"{phase}-test-{label.replace('=', '')}.jsonl", scored)
-    row = {
-        "name": f"{phase} {label}",
-        "kind": "evaluation",
-        **evaluate(problems, completions, grades).model_dump(),
-        "last_number_accuracy": loose / len(problems),
-        "last_number_interval": wilson_interval(loose, len(problems)),
-        "generate_seconds": generated.seconds,
-        "grade_seconds": graded.seconds,
-        "examples": failing_examples(problems, completions, grades, per_kind=3),
-    }
-    lab.report.add(row | _paired(lab, phase, label))
-
-
-def _paired(lab: Lab, phase: str, label: str) -> dict[str, object]:
-    """Exact McNemar test and bootstrap interval against zero-shot on the same problems."""
-    before, after = lab.verdicts.get("zero_shot", {}).get(label), lab.verdicts[phase][label]
-    if phase == "zero_shot" or before is None or before.keys() != after.keys():
-        return {}
-    lost = sum(before[key] and not after[key] for key in after)
-    won = sum(after[key] and not before[key] for key in after)
-    keys = sorted(after)
-    interval = paired_bootstrap([float(after[key]) for key in keys], [float(before[key]) for key in keys], 0)
-    return {
-        "only_zero_shot": lost,
-        "only_this": won,
-        "mcnemar_p": mcnemar_exact(lost, won),
-        "difference": (won - lost) / len(after),
-        "difference_interval": interval,
-    }
-
-
-# ---------------------------------------------------------------- phases
 
 
 def zero_shot(lab: Lab, _: float) -> None:
@@ -186,7 +46,7 @@ def zero_shot(lab: Lab, _: float) -> None:
 def sft(lab: Lab, seconds: float) -> None:
     """Supervised fine-tuning on the problems' own traces."""
     options = lab.arguments
-    _put_weights(lab, lab.base)
+    put_weights(lab, lab.base)
     traces = [problem for problem in lab.data.traces if problem.trace][: options.sft_examples]
     examples = [encode_trace(lab.tokenizer, problem.prompt, problem.trace or "") for problem in traces]
     config = SFTConfig(
@@ -201,19 +61,19 @@ def sft(lab: Lab, seconds: float) -> None:
         train_sft(lab.model, lab.tokenizer, examples, config, run, options.seed, lab.dtype, _validator(lab, run))
     except OutOfTime as stop:
         run.say(str(stop))
-    lab.tuned = _copy_weights(lab.model)
+    lab.tuned = copy_weights(lab.model)
     _finish(lab, "sft", config.model_dump(), run)
 
 
 def grpo(lab: Lab, seconds: float) -> None:
     """GRPO from the weights as they came."""
-    _put_weights(lab, lab.base)
+    put_weights(lab, lab.base)
     _grpo(lab, "grpo", seconds)
 
 
 def sft_grpo(lab: Lab, seconds: float) -> None:
     """GRPO from the weights after SFT."""
-    _put_weights(lab, lab.tuned)
+    put_weights(lab, lab.tuned)
     _grpo(lab, "sft_grpo", seconds)
 
 
@@ -275,19 +135,6 @@ def _finish(lab: Lab, phase: str, config: Mapping[str, object], run: TimedRun) -
         torch.cuda.empty_cache()
 
 
-# ---------------------------------------------------------------- set-up
-
-
-def _copy_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
-
-
-def _put_weights(lab: Lab, weights: Mapping[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, weight in lab.model.named_parameters():
-            weight.copy_(weights[name])
-
-
 def open_lab(arguments: argparse.Namespace, report: common.Report, clock: common.Clock) -> Lab:
     """Load the model, prepare the problems, make the sampler; say how long each took."""
     device = common.device_from(arguments)
@@ -306,7 +153,7 @@ def open_lab(arguments: argparse.Namespace, report: common.Report, clock: common
         "template": read_template(arguments.template), "parameters": sum(w.numel() for w in model.parameters()),
     })  # fmt: skip
     lab = Lab(arguments, device, report, clock, model, tokenizer, data, sampler, sampling)
-    lab.base = _copy_weights(model)
+    lab.base = copy_weights(model)
     if arguments.baseline is not None:
         earlier = json.loads(arguments.baseline.read_text(encoding="utf-8"))
         lab.verdicts["zero_shot"] = earlier["verdicts"]["zero_shot"]
@@ -386,14 +233,6 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("sft_grpo starts from sft's weights: put sft before it")
     if (arguments.train is None) != (arguments.test is None):
         parser.error("give --train and --test together, or neither")
-
-
-def _short(point: Mapping[str, float]) -> str:
-    names = (
-        "step", "seconds", "train/loss", "train/reward", "train/format_reward", "train/mean_length", "train/entropy",
-        "train/grad_norm", "train/sampler_gap", "eval/accuracy", "eval/format_rate", "time/generate", "time/update",
-    )  # fmt: skip
-    return " ".join(f"{name.rpartition('/')[2]}={point[name]:.4g}" for name in names if name in point)
 
 
 def main() -> None:

@@ -7,105 +7,39 @@ prompts of 150 tokens. MFU counts the model's own products (6 per weight and tok
 positions only; no recomputation) against the datasheet's dense bf16 rate; `of_measured` against the product timed here.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence, collate, micro_batches
 from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
 from alignment_core.logprobs import response_log_probs
-from alignment_core.models import ComputeDtype, autocast, vocab_limit
+from alignment_core.models import autocast, set_checkpointing, vocab_limit
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.records import Completion, GradedResponse, Problem
+from alignment_core.records import Completion, GradedResponse
 from alignment_core.rewards import grade_batch
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import Progress, PromptRequest, Sampler, build_requests, make_sampler
 from alignment_core.sft import train_sft
 from benchmarks.gpu import common
+from benchmarks.gpu.bench import (
+    Bench,
+    fixed_sampling,
+    floor_seconds,
+    forward_flops,
+    make_examples,
+    make_problems,
+    open_bench,
+    padding,
+    release,
+    utilisation,
+)
 
-DATASHEET_FLOPS = 989e12
-"""Dense bf16 of the H100/H200 SXM parts."""
 GROUPS = ("ceilings", "sft", "decode", "grpo", "profile")
 GRPO_STEPS = 3
-ADAMW_BYTES = 30
-"""Per weight: gradient read for the norm and the step, weight and moments read and written (fp32), with slack."""
-
-
-@dataclass
-class Bench:
-    """The model and sizes every group works on."""
-
-    arguments: argparse.Namespace
-    device: torch.device
-    report: common.Report
-    clock: common.Clock
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    prompt: int
-    mean: int
-    longest: int
-    matmul_flops: float = DATASHEET_FLOPS
-    copy_bytes: float = 4.8e12
-
-    @property
-    def dtype(self) -> ComputeDtype:
-        """Compute type of trainer and sampler."""
-        return self.arguments.dtype
-
-    @property
-    def weights(self) -> int:
-        """All weights, the tied head once."""
-        return sum(weight.numel() for weight in self.model.parameters())
-
-
-def open_bench(arguments: argparse.Namespace, report: common.Report, clock: common.Clock) -> Bench:
-    """Random weights on the device, a tokenizer of words, and the lengths of the plan (tiny under --toy)."""
-    device = common.device_from(arguments)
-    shape = common.small_shape(1024, 128, 2) if arguments.toy else common.shape_1_5b()
-    size = 1000 if arguments.toy else 151_665
-    model = common.random_model(shape, device, arguments.seed)
-    prompt, mean, longest = (12, 16, 40) if arguments.toy else (150, 400, 1024)
-    bench = Bench(arguments, device, report, clock, model, common.word_tokenizer(size), prompt, mean, longest)
-    report.put("model", {"weights": bench.weights, "dtype": arguments.dtype, "vocab_limit": size})
-    return bench
-
-
-# ---------------------------------------------------------------- what must be done at least
-
-
-def forward_flops(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> float:
-    """Products of one forward pass: 2 per body weight and token, causal attention, head on response positions."""
-    shape = model.config
-    table = shape.vocab_size * shape.hidden_size
-    body = sum(weight.numel() for weight in model.parameters()) - table
-    tokens = sum(sequence.length for sequence in sequences)
-    attention = 2 * shape.num_hidden_layers * shape.hidden_size * sum(sequence.length**2 for sequence in sequences)
-    return 2.0 * body * tokens + attention + 2.0 * table * sum(len(sequence.response_ids) for sequence in sequences)
-
-
-def floor_seconds(bench: Bench, sequences: Sequence[TokenSequence]) -> dict[str, float]:
-    """Least time of each phase of a GRPO step at the measured ceilings, activations kept (no recomputation)."""
-    shape, rows = bench.model.config, [(len(item.prompt_ids), len(item.response_ids)) for item in sequences]
-    key_value = (
-        2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * (shape.hidden_size // shape.num_attention_heads)
-    )
-    cache = sum(key_value * (prompt * new + new * (new + 1) / 2) for prompt, new in rows)
-    weights = 2.0 * bench.weights * max(new for _, new in rows)
-    forward = forward_flops(bench.model, sequences)
-    return {
-        "generate": (weights + cache) / bench.copy_bytes,
-        "log_probs": forward / bench.matmul_flops,
-        "update": 3 * forward / bench.matmul_flops + ADAMW_BYTES * bench.weights / bench.copy_bytes,
-        "sync": 6.0 * bench.weights / bench.copy_bytes,
-    }
-
-
-# ---------------------------------------------------------------- ceilings
 
 
 def ceilings(bench: Bench) -> None:
@@ -132,9 +66,6 @@ def _mean_seconds(bench: Bench, work: Callable[[], object], times: int) -> float
     return watch.lap().seconds / times
 
 
-# ---------------------------------------------------------------- SFT
-
-
 def sft(bench: Bench) -> None:
     """Throughput of the SFT loop at 8k and 16k padded tokens per micro-batch, and at 16k with recomputation."""
     budgets = (256, 512) if bench.arguments.toy else (8_192, 16_384)
@@ -145,16 +76,16 @@ def sft(bench: Bench) -> None:
 
 def _sft_row(bench: Bench, budget: int, checkpointing: bool) -> None:
     steps, batch = (3, 8) if bench.arguments.toy else (6, 128)
-    examples = _examples(bench, steps * batch)
+    examples = make_examples(bench, steps * batch)
     config = SFTConfig(
         epochs=1, batch_size=batch, micro_batch_tokens=budget, optimizer=OptimizerConfig(learning_rate=1e-6)
     )
-    common.set_checkpointing(bench.model, checkpointing)
+    set_checkpointing(bench.model, checkpointing)
     run, watch = MemoryRun(), common.Stopwatch(bench.device)
     train_sft(bench.model, bench.tokenizer, examples, config, run, bench.arguments.seed, bench.dtype)
     peak = watch.lap().peak_gib
-    common.set_checkpointing(bench.model, False)
-    _release(bench)
+    set_checkpointing(bench.model, False)
+    release(bench)
     points = [metrics for _, metrics in run.points[2:]]
     seconds = sum(point["time/update"] for point in points)
     # Steps are drawn from one distribution: the share of the steps that are timed stands for their work.
@@ -166,65 +97,31 @@ def _sft_row(bench: Bench, budget: int, checkpointing: bool) -> None:
             "name": f"sft {budget} tokens a micro-batch" + (", checkpointing" if checkpointing else ""),
             "tokens_per_second": tokens / seconds,
             "seconds_per_step": seconds / len(points),
-            "padding_share": _padding(examples[:batch], budget),
+            "padding_share": padding(examples[:batch], budget),
             "peak_gib": peak,
         }
-        | _utilisation(bench, flops, seconds)
+        | utilisation(bench, flops, seconds)
     )
-
-
-def _utilisation(bench: Bench, flops: float, seconds: float) -> dict[str, float]:
-    rate = flops / seconds
-    return {"tflops": rate / 1e12, "mfu": rate / DATASHEET_FLOPS, "of_measured": rate / bench.matmul_flops}
-
-
-def _padding(examples: Sequence[TokenSequence], budget: int) -> float:
-    """Share of padded positions that hold no token."""
-    lengths = [item.length for item in examples]
-    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in micro_batches(lengths, budget))
-    return 1 - sum(lengths) / padded
-
-
-def _examples(bench: Bench, count: int) -> list[TokenSequence]:
-    lengths = common.gamma_lengths(count, bench.mean, bench.longest, bench.arguments.seed)
-    return common.random_sequences([bench.prompt] * count, lengths, vocab_limit(bench.tokenizer), bench.arguments.seed)
-
-
-# ---------------------------------------------------------------- decoding
 
 
 def decode(bench: Bench) -> None:
     """Seconds per decode step with 256 rows alive: the difference of two calls that differ in their length only."""
     rows, short, more = (8, 4, 8) if bench.arguments.toy else (256, 32, 96)
-    sampler = make_sampler(bench.model, bench.tokenizer, _sampling(bench, short), bench.dtype)
-    requests = build_requests(_problems(bench, rows), bench.tokenizer, 1, 0, "decode")
+    sampler = make_sampler(bench.model, bench.tokenizer, fixed_sampling(bench, short), bench.dtype)
+    requests = build_requests(make_problems(bench, rows), bench.tokenizer, 1, 0, "decode")
     # The long call first: what is made once per cache length and batch size is made here.
-    sampler.sample(requests, _sampling(bench, short + more))
-    sampler.sample(requests, _sampling(bench, short))
+    sampler.sample(requests, fixed_sampling(bench, short + more))
+    sampler.sample(requests, fixed_sampling(bench, short))
     watch = common.Stopwatch(bench.device)
-    sampler.sample(requests, _sampling(bench, short))
+    sampler.sample(requests, fixed_sampling(bench, short))
     first = watch.lap()
-    sampler.sample(requests, _sampling(bench, short + more))
+    sampler.sample(requests, fixed_sampling(bench, short + more))
     second = watch.lap()
     step = (second.seconds - first.seconds) / more
     row = {"name": f"decode step, {rows} rows", "milliseconds": 1000 * step, "tokens_per_second": rows / step}
     floor = 2000.0 * bench.weights / bench.copy_bytes
     bench.report.add(row | {"weights_floor_milliseconds": floor, "peak_gib": second.peak_gib})
-    _release(bench)
-
-
-def _sampling(bench: Bench, tokens: int) -> SamplingConfig:
-    """Exactly `tokens` tokens per row: nothing ends a response before."""
-    return SamplingConfig(max_tokens=tokens, min_tokens=tokens, batch_size=256)
-
-
-def _problems(bench: Bench, count: int) -> list[Problem]:
-    sequences = common.random_sequences([bench.prompt] * count, [0] * count, vocab_limit(bench.tokenizer) - 1, 5)
-    texts = [" ".join(f"w{id_}" for id_ in item.prompt_ids) for item in sequences]
-    return [Problem(id=f"p{i}", question="", prompt=text, ground_truth="1") for i, text in enumerate(texts)]
-
-
-# ---------------------------------------------------------------- one GRPO step, by phases
+    release(bench)
 
 
 class PhasedRun(MemoryRun):
@@ -277,13 +174,13 @@ def grpo(bench: Bench) -> None:
         micro_batch_tokens=budget, optimizer=OptimizerConfig(learning_rate=1e-7), validate_every=1000,
     )  # fmt: skip
     train_grpo(
-        bench.model, bench.tokenizer, _problems(bench, count // group), config, sampling, run.grade, run, 0,
+        bench.model, bench.tokenizer, make_problems(bench, count // group), config, sampling, run.grade, run, 0,
         bench.dtype, sampler=run,
     )  # fmt: skip
     sequences = [TokenSequence(item.prompt_ids, item.response_ids) for item in run.rollout]
     run.spans[-1]["log_probs"] = _log_prob_pass(bench, sequences, budget)
     _grpo_rows(bench, sequences, run.spans, run.points[-1][1].get("train/sampler_gap"))
-    _release(bench)
+    release(bench)
 
 
 def _let_texts_end(bench: Bench) -> None:
@@ -317,7 +214,7 @@ def _grpo_rows(
         row: dict[str, object] = {"name": f"grpo {name}", "seconds": span.seconds, "peak_gib": span.peak_gib}
         row["floor_seconds"] = floor.get(name)
         if name in ("update", "log_probs"):
-            row |= _utilisation(bench, forward * (3 if name == "update" else 1), span.seconds)
+            row |= utilisation(bench, forward * (3 if name == "update" else 1), span.seconds)
         bench.report.add(row)
     lengths = [len(item.response_ids) for item in sequences]
     parts = ("sync", "generate", "grade", "update")
@@ -336,26 +233,25 @@ def _grpo_rows(
     )
 
 
-# ---------------------------------------------------------------- where it goes
-
-
 def profiles(bench: Bench) -> None:
     """Top kernels of an SFT step and of 16 decode steps, with the share of wall time the device was busy."""
     count, tokens = (4, 4) if bench.arguments.toy else (64, 16)
-    examples = _examples(bench, count)
+    examples = make_examples(bench, count)
     config = SFTConfig(epochs=1, batch_size=count, micro_batch_tokens=16_384)
     _profile_row(
         bench,
         "profile sft step",
         lambda: train_sft(bench.model, bench.tokenizer, examples, config, MemoryRun(), 0, bench.dtype),
     )
-    _release(bench)
+    release(bench)
     rows = 8 if bench.arguments.toy else 256
-    sampler = make_sampler(bench.model, bench.tokenizer, _sampling(bench, tokens), bench.dtype)
-    requests = build_requests(_problems(bench, rows), bench.tokenizer, 1, 0, "profile")
-    sampler.sample(requests, _sampling(bench, tokens))
+    sampler = make_sampler(bench.model, bench.tokenizer, fixed_sampling(bench, tokens), bench.dtype)
+    requests = build_requests(make_problems(bench, rows), bench.tokenizer, 1, 0, "profile")
+    sampler.sample(requests, fixed_sampling(bench, tokens))
     _profile_row(
-        bench, f"profile prefill and {tokens} decode steps", lambda: sampler.sample(requests, _sampling(bench, tokens))
+        bench,
+        f"profile prefill and {tokens} decode steps",
+        lambda: sampler.sample(requests, fixed_sampling(bench, tokens)),
     )
 
 
@@ -379,15 +275,6 @@ def _profile_row(bench: Bench, name: str, work: Callable[[], object]) -> None:
     for line in top[:8]:
         print(f"  {line['milliseconds']:9.2f} ms {line['calls']:6d} x {line['kernel'][:90]}", flush=True)
     bench.report.add({"name": name, "seconds": seconds, "busy_seconds": busy, "top": top})
-
-
-# ---------------------------------------------------------------- glue
-
-
-def _release(bench: Bench) -> None:
-    bench.model.zero_grad(set_to_none=True)
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def main() -> None:
