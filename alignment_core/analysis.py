@@ -16,9 +16,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from alignment_core.config import Comparison
 from alignment_core.records import EvalReport, Record
 from alignment_core.seeding import derive_seed
+from alignment_core.stage_config import Comparison
 from alignment_core.statistics import holm, mcnemar_exact, paired_bootstrap, wilson_interval
 
 Verdict = Literal["better", "worse", "cannot tell"]

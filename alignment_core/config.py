@@ -1,11 +1,9 @@
 """Every setting of a study, typed; a sentence under each field. Imports no torch.
 
-`StudyConfig` is what a preset file holds and what `--set` overrides. The configs named `…Stage` are what
-one stage receives and what enters its key: only fields that can change its result. Paths of outputs,
-hosts, logging and retries live elsewhere, on purpose.
+`StudyConfig` is what a preset file holds and what `--set` overrides; `alignment_core.stage_config` holds what
+one stage receives of it.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,14 +129,14 @@ class DataConfig(Config):
 class SamplingConfig(Config):
     """How completions are drawn. Penalties, top-k and model-supplied defaults are off, always."""
 
-    backend: Literal["transformers", "vllm"] = "transformers"
+    backend: Literal["transformers"] = "transformers"
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """0 means greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 1024
     min_tokens: NonNegative = 0
     """No stop string or EOS ends a response before this many tokens."""
-    stop: tuple[str, ...] = ("</answer>",)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("</answer>",)
     batch_size: Positive = 256
     """Sequences decoded together (transformers backend)."""
     decoding: Decoding = "auto"
@@ -195,6 +193,8 @@ class ExpertIterationConfig(Config):
     """D_b: questions drawn per step."""
     group_size: Positive = 8
     """G: samples per question."""
+    min_tokens: NonNegative = 4
+    """Shortest response the sampler may end."""
     max_correct_per_question: Positive = 4
     """Cap of kept samples per question, so that easy ones do not crowd out the rest."""
     sft: SFTConfig = SFTConfig(epochs=2)
@@ -325,158 +325,3 @@ class StudyConfig(Config):
         if not self.seeds:
             raise ValueError("seeds is empty: give at least one")
         return self
-
-
-class PrepareStage(Config):
-    """Problems in, splits with prompts and traces out."""
-
-    data: DataConfig
-    template: str
-    """Text of the prompt template."""
-    seed: int
-    content: dict[str, str] = {}
-    """sha256 of each local source, by field of `data`; filled in by the task, so that an edited file is felt."""
-
-    def key_settings(self) -> dict[str, Any]:
-        """A local source counts by its content, not by where it lies."""
-        settings = super().key_settings()
-        for name in self.content:
-            del settings["data"][name]
-        return settings
-
-
-class PretrainStage(Config):
-    """A tiny model from scratch."""
-
-    model: ScratchModelConfig
-    arithmetic: ArithmeticConfig
-    template: str
-    plain_template: str
-    seed: int
-
-
-class ImportModelStage(Config):
-    """A pretrained checkpoint, by reference: its content identity, not a copy."""
-
-    source: str
-    revision: str | None = None
-    content: str | None = None
-    """Digest of a local folder (`tasks.models.folder_identity`), filled in by the task; None for a hub id.
-
-    The folder's place is in the key as well, since the artifact points to it; the artifact's digest has the content
-    alone, so that a folder that was moved is imported again and nothing after it runs again.
-    """
-
-
-class SampleStage(Config):
-    """Completions for problems of one split."""
-
-    sampling: SamplingConfig
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    split: Split
-    limit: Positive | None = None
-    """How many problems; None means all."""
-    draw_seed: int | None = None
-    """Draw `limit` problems by this seed instead of taking the first ones."""
-    samples_per_problem: Positive = 1
-    template: str | None = None
-    """Ask through this template instead of the problems' own prompts."""
-    keep_log_probs: bool = False
-    seed: int
-
-
-class GradeStage(Config):
-    """Verdicts and the evaluation report over completions."""
-
-    reward: RewardName = "r1_zero"
-    thorough: bool = False
-    split: Split
-
-
-class FilterStage(Config):
-    """Traces whose answer the grader accepts."""
-
-    reward: RewardName = "r1_zero"
-
-
-class SelectStage(Config):
-    """Correct completions as the next SFT set."""
-
-    max_correct_per_question: Positive
-    as_text: bool = False
-    """Keep responses as text, for a student with another tokenizer than the sampled model's."""
-    seed: int
-
-
-class SFTStage(Config):
-    """One supervised run."""
-
-    sft: SFTConfig
-    sampling: SamplingConfig
-    """For the validation curve."""
-    reward: RewardName = "r1_zero"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    size: Positive | None = None
-    """Take the first `size` traces of a shuffle by `subset_seed`; None means all."""
-    subset_seed: int = 0
-    seed: int
-
-
-class GRPOStage(Config):
-    """One policy-gradient run."""
-
-    grpo: GRPOConfig
-    sampling: SamplingConfig
-    reward: RewardName = "r1_zero"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int
-
-
-class Comparison(Config):
-    """One labelled evaluation in an analysis."""
-
-    name: str
-    """Unique within the study, e.g. `sft/512/raw/seed0`."""
-    method: Literal["zero-shot", "plain", "sft", "ei", "grpo"]
-    start: str | None = None
-    """Name of the evaluation it is compared with (its own starting point)."""
-    seed: int | None = None
-    size: int | None = None
-    """SFT examples, for the accuracy-vs-size figure."""
-    variant: Variant | None = None
-    step: int | None = None
-    """Expert Iteration round, for the curve."""
-
-
-class AnalyzeStage(Config):
-    """Statistics over the study's evaluations."""
-
-    evaluations: tuple[Comparison, ...]
-
-
-class ReportStage(Config):
-    """The page."""
-
-    title: str
-    description: str
-    evaluations: tuple[Comparison, ...]
-    runs: tuple[str, ...] = ()
-    """Names of the training runs whose curves are shown; each is an input artifact of that name."""
-    keys: dict[str, str] = {}
-    """Stage key of each input: the page shows curves and costs, which are not in the digests of the inputs."""
-
-
-def read_template(name: str) -> str:
-    """Text of a shipped template (`alignment_core/templates/NAME.txt`) or of a file.
-
-    Raises ValueError if there is neither, or if the text lacks `{question}`.
-    """
-    shipped = Path(__file__).parent / "templates" / f"{name}.txt"
-    path = shipped if shipped.is_file() else Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.txt")))
-        raise ValueError(f"no prompt template {name!r}: give one of {known}, or a file")
-    text = path.read_text(encoding="utf-8")
-    if "{question}" not in text:
-        raise ValueError(f"prompt template {path} has no {{question}}")
-    return text

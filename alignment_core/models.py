@@ -37,13 +37,11 @@ def load_model(
     source: str | Path,
     revision: str | None = None,
     device: torch.device | str | None = None,
-    gradient_checkpointing: bool = False,
 ) -> PreTrainedModel:
     """Causal language model of a local folder or a hub id: float32 weights, dropout off, on `device`.
 
-    Only safetensors are read (a pickle can run code). `gradient_checkpointing` trades a third more compute for
-    activations that are recomputed. Raises ValueError for a path that is not a folder, or for weights that lack
-    a part of the model.
+    Only safetensors are read (a pickle can run code). Raises ValueError for a path that is not a folder, or for
+    weights that lack a part of the model.
     """
     where = _checked_source(source)
     with _no_bars():
@@ -59,8 +57,6 @@ def load_model(
         )
     disable_dropout(model)
     model.generation_config = _token_ids_only(model)
-    if gradient_checkpointing:
-        set_checkpointing(model, True)
     nn.Module.to(model, torch.device(device) if device is not None else choose_device())
     return model.eval()
 

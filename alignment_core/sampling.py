@@ -49,12 +49,7 @@ def make_sampler(
     config: SamplingConfig,
     compute_dtype: ComputeDtype = "float32",
 ) -> Sampler:
-    """The sampler `config.backend` names, over a loaded model.
-
-    Raises ValueError for a backend this installation does not have.
-    """
-    if config.backend != "transformers":
-        raise ValueError(f"sampling.backend {config.backend!r} is not available here: set it to transformers")
+    """The sampler `config.backend` names, over a loaded model."""
     # Imported here: this module's types serve rooms that never load a sampler.
     from alignment_core.transformers_sampler import TransformersSampler
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect import flow
 
-from alignment_core.config import Comparison
 from alignment_core.records import ArtifactRef
+from alignment_core.stage_config import Comparison
 from flows import steps
 from flows.runner import flow_run, summarize
 from tasks.data import prepare_problems

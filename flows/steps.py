@@ -7,9 +7,11 @@ curves, and the SFT sweep's models, which later methods may start from.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alignment_core.config import Comparison, EvaluationConfig, StudyConfig, Variant, read_template
+from alignment_core.config import EvaluationConfig, StudyConfig, Variant
+from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
+from alignment_core.stage_config import Comparison
 from tasks.data import count_traces, filter_traces, prepare_problems
 from tasks.evaluation import Evaluated, analyze, evaluate, write_report
 from tasks.models import base_model
@@ -156,10 +158,20 @@ def expert_rounds(ladder: Ladder, start_from: Literal["base", "sft"], seed: int,
         )
 
 
+def require_trainable(config: StudyConfig) -> None:
+    """Refuse, before any stage runs, sampling that GRPO cannot train on; greedy evaluation alone is fine."""
+    if config.grpo is not None and (config.sampling.temperature == 0 or config.sampling.top_p != 1):
+        raise ValueError(
+            "GRPO trains on samples of the policy itself: set sampling.top_p to 1 and sampling.temperature above 0, "
+            "or leave it out with grpo=null"
+        )
+
+
 def grpo_runs(ladder: Ladder) -> None:
     """GRPO from each start and seed, evaluated."""
     if ladder.config.grpo is None:
         return
+    require_trainable(ladder.config)
     for seed in ladder.config.seeds:
         for start_from in ladder.config.grpo.starts:
             model, origin = start_model(ladder, start_from, seed)
@@ -181,6 +193,7 @@ def grpo_runs(ladder: Ladder) -> None:
 
 def everything(ladder: Ladder) -> None:
     """The study up to its statistics."""
+    require_trainable(ladder.config)
     zero_shot(ladder)
     trace_set(ladder, "filtered")
     sft_sweep(ladder)

@@ -3,8 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from alignment_core.config import DataConfig, FilterStage, PrepareStage, StudyConfig, read_template
+from alignment_core.config import DataConfig, StudyConfig
+from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
+from alignment_core.stage_config import FilterStage, PrepareStage
 from alignment_core.store import file_sha256
 from tasks.stages import run_cached
 from tasks.workspace import Workspace

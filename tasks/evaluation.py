@@ -2,19 +2,10 @@
 
 from dataclasses import dataclass
 
-from alignment_core.config import (
-    AnalyzeStage,
-    Comparison,
-    EvaluationConfig,
-    GradeStage,
-    ReportStage,
-    SampleStage,
-    SamplingConfig,
-    Split,
-    StudyConfig,
-)
+from alignment_core.config import EvaluationConfig, SamplingConfig, Split, StudyConfig
 from alignment_core.records import ArtifactRef, EvalReport
 from alignment_core.seeding import derive_seed
+from alignment_core.stage_config import AnalyzeStage, Comparison, GradeStage, ReportStage, SampleStage
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 

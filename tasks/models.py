@@ -3,8 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from alignment_core.config import ImportModelStage, PretrainStage, StudyConfig, read_template
+from alignment_core.config import StudyConfig
+from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
+from alignment_core.stage_config import ImportModelStage, PretrainStage
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
@@ -35,7 +37,13 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
 
 
 def import_checkpoint(workspace: Workspace, source: str, revision: str | None, label: str) -> ArtifactRef:
-    """A pretrained checkpoint, local or on the hub, by reference."""
+    """A pretrained checkpoint, local or on the hub, by reference.
+
+    Raises ValueError for a path without a folder, before anything waits for a hub that cannot know it.
+    """
+    is_path = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if is_path and not Path(source).is_dir():
+        raise ValueError(f"no model folder {source!r}: give a folder in Hugging Face layout, or a hub id owner/name")
     folder = Path(source).expanduser()
     content = folder_identity(folder)
     where = source if content is None else str(folder.resolve())

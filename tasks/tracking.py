@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_core.records import ArtifactRef
-from alignment_core.stage import Event, StageSpec, read_events
+from alignment_core.stage import Event, StageOutcome, StageSpec, read_events
 
 BATCH = 1000
 """MLflow's own limit of metrics per call."""
@@ -59,10 +59,16 @@ class Tracker:
         """Mark the child run failed."""
         self._put(lambda: self._session.fail_stage(spec.key))
 
-    def study_finished(self, status: str, metrics: Mapping[str, float], artifacts: list[Path]) -> None:
-        """Final metrics and report on the parent run, if there is one (all cached: there is none)."""
+    def study_finished(
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: list[Path],
+        outcomes: Mapping[str, StageOutcome],
+    ) -> None:
+        """Final metrics, report and stages on the parent run, if there is one (all cached: there is none)."""
         if self._thread is not None:
-            self._put(lambda: self._session.close_study(status, dict(metrics), artifacts))
+            self._put(lambda: self._session.close_study(status, dict(metrics), artifacts, dict(outcomes)))
 
     def close(self) -> None:
         """Wait until everything is written; raise what went wrong, if anything did."""
@@ -237,7 +243,9 @@ class _Session:
         if key in self._runs:
             self._client.set_terminated(self._runs[key], "FAILED")
 
-    def close_study(self, status: str, metrics: dict[str, float], artifacts: list[Path]) -> None:
+    def close_study(
+        self, status: str, metrics: dict[str, float], artifacts: list[Path], outcomes: dict[str, StageOutcome]
+    ) -> None:
         from mlflow.entities import Metric
 
         client = self._connect()
@@ -249,7 +257,17 @@ class _Session:
             client.log_artifacts(self._parent, str(path), path.name) if path.is_dir() else client.log_artifact(
                 self._parent, str(path)
             )
+        client.log_dict(self._parent, self._links(outcomes), "stages.json")
         client.set_terminated(self._parent, status)
+
+    def _links(self, outcomes: dict[str, StageOutcome]) -> dict[str, dict[str, str]]:
+        """Stage label -> how it came, its key, and the run that computed it, in whichever study run that was."""
+        runs = self._client.search_runs([self._experiment], "tags.`alignflow.kind` != 'study'", max_results=5000)
+        by_key = {run.data.tags.get(STAGE_KEY_TAG): run.info.run_id for run in runs}
+        return {
+            label: {"how": outcome.how, "key": outcome.ref.key, "run_id": by_key.get(outcome.ref.key, "")}
+            for label, outcome in outcomes.items()
+        }
 
 
 @contextmanager

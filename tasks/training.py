@@ -1,8 +1,9 @@
 """Training runs as cached stages."""
 
-from alignment_core.config import GRPOStage, SampleStage, SelectStage, SFTConfig, SFTStage, StudyConfig
+from alignment_core.config import SFTConfig, StudyConfig
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
+from alignment_core.stage_config import GRPOStage, SampleStage, SelectStage, SFTStage
 from tasks.evaluation import grade
 from tasks.models import import_checkpoint
 from tasks.stages import run_cached
@@ -51,7 +52,7 @@ def expert_round(
         raise ValueError("this study has no expert_iteration section")
     drawn = derive_seed(seed, "expert_iteration", round_index)
     stage = SampleStage(
-        sampling=config.sampling,
+        sampling=config.sampling.model_copy(update={"min_tokens": ei.min_tokens}),
         compute_dtype=config.model.compute_dtype,
         split="train",
         limit=ei.questions_per_step,

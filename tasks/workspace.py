@@ -52,13 +52,13 @@ def open_workspace(root: str | None, study: str, run_name: str) -> Iterator[Work
     try:
         yield workspace
     except BaseException as error:
-        tracker.study_finished("FAILED", workspace.final_metrics, [])
+        tracker.study_finished("FAILED", workspace.final_metrics, [], workspace.outcomes)
         try:
             tracker.close()
         except RuntimeError as outage:
             error.add_note(str(outage))  # beside the reason why the study failed, not in its place
         raise
-    tracker.study_finished("FINISHED", workspace.final_metrics, workspace.final_artifacts)
+    tracker.study_finished("FINISHED", workspace.final_metrics, workspace.final_artifacts, workspace.outcomes)
     tracker.close()
 
 

@@ -4,9 +4,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from alignment_core.analysis import Analysis, analyze
-from alignment_core.config import Comparison
 from alignment_core.evaluation import correct_by_problem, evaluate
 from alignment_core.records import Completion, GradedResponse, Problem
+from alignment_core.stage_config import Comparison
 
 MARKUP = "</pre></svg><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)> {{ 7 * 7 }}"
 PROBLEMS = [Problem(id=f"p{i}", question="3 + 5?", prompt="User: 3 + 5?", ground_truth="8") for i in range(12)]

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment_core.analysis import Analysis, analyze, group_name, verdict
-from alignment_core.config import Comparison
 from alignment_core.records import EvalReport
+from alignment_core.stage_config import Comparison
 from alignment_core.statistics import mcnemar_exact, wilson_interval
 
 Outcomes = dict[str, tuple[bool, bool]]

@@ -17,8 +17,9 @@ from alignment_core.arithmetic import (
     slipped_answer,
     split_of,
 )
-from alignment_core.config import ArithmeticConfig, ScratchModelConfig, read_template
+from alignment_core.config import ArithmeticConfig, ScratchModelConfig
 from alignment_core.corpus import pretraining_documents
+from alignment_core.prompts import read_template
 
 TINY = read_template("tiny")
 PLAIN = read_template("plain")

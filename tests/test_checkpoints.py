@@ -164,7 +164,8 @@ def test_activations_are_recomputed_where_asked_without_a_deprecated_call(tmp_pa
     save_model(tiny_model(TOKENIZER), TOKENIZER, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        model = load_model(tmp_path, device="cpu", gradient_checkpointing=True)
+        model = load_model(tmp_path, device="cpu")
+        set_checkpointing(model, True)
         assert model.model.layers[0].gradient_checkpointing
         set_checkpointing(model, False)
     assert not model.model.layers[0].gradient_checkpointing

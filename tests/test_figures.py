@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from invented_study import analysis_of, curve, study, svg_texts
 
-from alignment_core.config import Comparison
 from alignment_core.drawing import draw, interval_dot, short, thin
 from alignment_core.figures import categories_figure, curve_figures, methods_figure, rounds_figure, size_figure
+from alignment_core.stage_config import Comparison
 
 
 def test_a_panel_is_well_formed_repeats_and_follows_the_theme() -> None:

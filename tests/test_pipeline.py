@@ -101,7 +101,9 @@ def test_mlflow_holds_one_run_per_stage_with_its_points(study: Path) -> None:
     assert grpo.data.params["grpo.group_size"] == "8"
     parent = next(run for run in runs if run.data.tags["alignflow.kind"] == "study")
     assert "final/zero-shot/accuracy" in parent.data.metrics
-    assert "report.html" in {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "figures", "stages.json"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id)
+    }
 
 
 def test_eval_exports_rows_and_summary(alignflow: Alignflow, study: Path, tmp_path: Path) -> None:

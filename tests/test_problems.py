@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from alignment_core import leakage
-from alignment_core.config import ArithmeticConfig, DataConfig, read_template
+from alignment_core.config import ArithmeticConfig, DataConfig
 from alignment_core.problems import load_problems, prepare
+from alignment_core.prompts import read_template
 from alignment_core.records import Problem
 
 THINK = "User: {question}\nAssistant: <think>"

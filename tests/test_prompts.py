@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_core.config import read_template
-from alignment_core.prompts import opens_reasoning, render
+from alignment_core.prompts import opens_reasoning, read_template, render
 
 
 def test_question_fills_the_template():

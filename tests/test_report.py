@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from invented_study import MARKUP, PROBLEMS, analysis_of, curve, graded, study, svg_texts
 
-from alignment_core.config import Comparison
 from alignment_core.evaluation import failing_examples
 from alignment_core.report import (
     ReportData,
@@ -21,6 +20,7 @@ from alignment_core.report import (
     render,
     visible,
 )
+from alignment_core.stage_config import Comparison
 
 HOSTILE = f"{MARKUP} \u202e\x07\ud800"
 DASH = "\u2013"

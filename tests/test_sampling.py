@@ -271,8 +271,3 @@ def test_trace_is_encoded_apart_from_its_prompt_and_ends_as_asked():
 def test_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="no token"):
         encode_prompt(TOKENIZER, "")
-
-
-def test_unavailable_backend_names_the_remedy():
-    with pytest.raises(ValueError, match="set it to transformers"):
-        make_sampler(tiny_model(TOKENIZER), TOKENIZER, SamplingConfig(backend="vllm"))

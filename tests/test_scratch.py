@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from alignment_core.arithmetic import generate_splits
-from alignment_core.config import ArithmeticConfig, ScratchModelConfig, read_template
+from alignment_core.config import ArithmeticConfig, ScratchModelConfig
 from alignment_core.corpus import pretraining_documents
+from alignment_core.prompts import read_template
 from alignment_core.scratch import END_OF_TEXT, build_model, train_tokenizer
 
 TINY = read_template("tiny")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from alignment_core.config import ImportModelStage, ReportStage
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import make_spec
+from alignment_core.stage_config import ImportModelStage, ReportStage
 from alignment_core.store import ManifestDraft, Producer
 from tasks import evaluation, models, stages
 from tasks.progress import LogListener

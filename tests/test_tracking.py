@@ -46,7 +46,7 @@ def track(root: Path, spec: StageSpec, artifact: Path, heard: list[Event], diges
     for event in heard:
         tracker.stage_event(spec, event)
     tracker.stage_finished(spec, ArtifactRef(stage="sft", key=spec.key, digest=digest), artifact)
-    tracker.study_finished("FINISHED", {}, [])
+    tracker.study_finished("FINISHED", {}, [], {})
     tracker.close()
     assert not tracker.is_pending(spec.key)
 

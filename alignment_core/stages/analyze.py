@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment_core.analysis import analyze
-from alignment_core.config import AnalyzeStage
 from alignment_core.records import EvalReport
 from alignment_core.runs import RunContext
+from alignment_core.stage_config import AnalyzeStage
 
 CONFIG = AnalyzeStage
 

@@ -33,13 +33,17 @@ def read_split(problems: Path, split: Split) -> list[Problem]:
     return read_jsonl(problems / f"{split}.jsonl", Problem)
 
 
-def read_examples(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
+def read_examples(folder: Path, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> list[TokenSequence]:
     """Training pairs of a prepare, filter or select artifact.
 
-    Traces are tokenized apart from their prompts; selected samples keep the ids they were sampled with.
+    Traces are tokenized apart from their prompts; one that no `stop` string ends gets EOS, or the model would never
+    learn to end it. Selected samples keep the ids they were sampled with.
     """
     selected = folder / "examples.jsonl"
     if selected.is_file():
         return [TokenSequence(item.prompt_ids, item.response_ids) for item in read_jsonl(selected, TokenExample)]
     traces = (problem for problem in read_jsonl(folder / "traces.jsonl", Problem) if problem.trace is not None)
-    return [encode_trace(tokenizer, problem.prompt, problem.trace or "") for problem in traces]
+    return [
+        encode_trace(tokenizer, one.prompt, one.trace or "", append_eos=not (one.trace or "").rstrip().endswith(stop))
+        for one in traces
+    ]

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.config import FilterStage
 from alignment_core.records import GradedResponse, Problem, read_jsonl, write_jsonl
 from alignment_core.rewards import grade_batch
 from alignment_core.runs import RunContext
+from alignment_core.stage_config import FilterStage
 
 CONFIG = FilterStage
 EXAMPLES = 5

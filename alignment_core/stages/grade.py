@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.config import GradeStage
 from alignment_core.evaluation import evaluate, failing_examples
 from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
 from alignment_core.rewards import grade_batch
 from alignment_core.runs import RunContext
+from alignment_core.stage_config import GradeStage
 
 CONFIG = GradeStage
 CHUNK = 512

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.config import GRPOStage
 from alignment_core.models import load_model, load_tokenizer, save_model
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.runs import RunContext
 from alignment_core.sampling import make_sampler
+from alignment_core.stage_config import GRPOStage
 from alignment_core.stages.artifacts import model_location, read_split
 from alignment_core.validation import make_validator
 

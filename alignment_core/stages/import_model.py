@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from alignment_core.config import ImportModelStage
 from alignment_core.models import load_tokenizer
 from alignment_core.runs import RunContext
+from alignment_core.stage_config import ImportModelStage
 
 CONFIG = ImportModelStage
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.config import PrepareStage
 from alignment_core.problems import prepare
 from alignment_core.records import write_jsonl
 from alignment_core.runs import RunContext
+from alignment_core.stage_config import PrepareStage
 
 CONFIG = PrepareStage
 

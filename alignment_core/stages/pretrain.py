@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import OptimizerConfig, PretrainStage, SFTConfig
+from alignment_core.config import OptimizerConfig, SFTConfig
 from alignment_core.corpus import pretraining_documents
 from alignment_core.models import save_model
 from alignment_core.runs import RunContext
 from alignment_core.scratch import build_model, train_tokenizer
 from alignment_core.seeding import derive_seed
 from alignment_core.sft import train_sft
+from alignment_core.stage_config import PretrainStage
 
 CONFIG = PretrainStage
 

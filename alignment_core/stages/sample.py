@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from alignment_core.config import SampleStage
 from alignment_core.models import load_model, load_tokenizer
 from alignment_core.prompts import render
 from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.sampling import PromptRequest, Sampler, build_requests, make_sampler
+from alignment_core.stage_config import SampleStage
 from alignment_core.stages.artifacts import model_location, read_split
 
 CONFIG = SampleStage

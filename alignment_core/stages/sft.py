@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import SFTStage
 from alignment_core.models import load_model, load_tokenizer, save_model
 from alignment_core.random_draws import permutation
 from alignment_core.runs import RunContext
 from alignment_core.seeding import derive_seed
 from alignment_core.sft import train_sft
+from alignment_core.stage_config import SFTStage
 from alignment_core.stages.artifacts import model_location, read_examples, read_split
 from alignment_core.validation import make_validator
 
@@ -20,7 +20,9 @@ def run(config: SFTStage, inputs: Mapping[str, Path], output: Path, run: RunCont
     """Write model/, a Hugging Face folder."""
     source, revision = model_location(inputs["model"])
     tokenizer = load_tokenizer(source, revision)
-    examples = nested_subset(read_examples(inputs["examples"], tokenizer), config.size, config.subset_seed)
+    examples = nested_subset(
+        read_examples(inputs["examples"], tokenizer, config.sampling.stop), config.size, config.subset_seed
+    )
     model = load_model(source, revision)
     validate = make_validator(
         read_split(inputs["problems"], "dev"),
