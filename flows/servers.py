@@ -1,8 +1,10 @@
 """The two web UIs, on loopback."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from tasks.tracking import tracking_uri
 
@@ -24,9 +26,12 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
         ],
     }
     servers: list[subprocess.Popen[bytes]] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)  # also where a shell started us with SIGINT ignored
     try:
         for url, command in commands.items():
-            servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            # In a session of its own a server does not see the terminal's Ctrl-C: we end it, in order.
+            servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True))
             print(url, flush=True)
         while all(server.poll() is None for server in servers):
             try:
@@ -45,3 +50,7 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -53,9 +53,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         yield environment
     finally:
         for process in reversed(processes):
-            process.terminate()
-            process.wait(timeout=30)
+            stop(process, signal.SIGTERM)
         log.close()
+
+
+def stop(process: subprocess.Popen[str] | subprocess.Popen[bytes], number: signal.Signals, seconds: float = 60) -> None:
+    """Signal a process and see it end; kill it before failing, so that nothing is left behind."""
+    process.send_signal(number)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def wait_until_healthy(url: str, seconds: float = 90.0) -> None:
@@ -121,8 +130,7 @@ def test_ui_serves_prefect_and_mlflow_on_loopback_until_interrupted(tmp_path: Pa
         assert "Prefect" in page(urls[0])
         assert "MLflow" in page(urls[1])
     finally:
-        ui.send_signal(signal.SIGINT)
-        ui.wait(timeout=40)
+        stop(ui, signal.SIGINT)
     for url in urls:
         with pytest.raises(OSError, match="refused"):
             page(url)
