@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,6 +18,7 @@ from alignment_core.runs import RunContext
 
 FORMAT = 1
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+REMEDY = "remove that folder, and the stage starts anew"
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ def write_checkpoint(
 def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: LoopIdentity) -> int:
     """Put the saved weights and moments into `model` and `optimizer`; return the number of steps done.
 
-    Raises ValueError if the checkpoint belongs to another loop or another model.
+    Raises ValueError if the checkpoint cannot be read or belongs to another loop or another model.
     """
-    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        weights, moments = load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {folder} cannot be read ({error}): {REMEDY}") from error
     step = int(state.pop("step"))
     if state != {"format": FORMAT, **identity.__dict__}:
-        raise ValueError(f"checkpoint {folder} is of another run ({state}, not {identity}): remove it to start anew")
-    _copy_into(dict(tensors_by_name(model)), load_file(folder / MODEL_FILE), folder)
-    _restore_moments(model, optimizer, load_file(folder / OPTIMIZER_FILE), folder)
+        raise ValueError(f"checkpoint {folder} is of another run ({state}, not {identity}): {REMEDY}")
+    _copy_into(dict(tensors_by_name(model)), weights, folder)
+    _restore_moments(model, optimizer, moments, folder)
     return step
 
 
@@ -89,7 +95,7 @@ def _restore_moments(
     for key, value in saved.items():
         name, quantity = key.rsplit("/", 1)
         if name not in weights:
-            raise ValueError(f"checkpoint {folder} holds moments of {name}, which the model lacks: wrong model")
+            raise ValueError(f"checkpoint {folder} holds moments of {name}, which the model lacks: {REMEDY}")
         # The step counter of a fused optimizer lives where the weight lives, like the moments.
         optimizer.state[weights[name]][quantity] = value.to(weights[name].device)
 
@@ -97,7 +103,11 @@ def _restore_moments(
 def _copy_into(targets: dict[str, torch.Tensor], saved: dict[str, torch.Tensor], folder: Path) -> None:
     if targets.keys() != saved.keys():
         different = sorted(targets.keys() ^ saved.keys())[0]
-        raise ValueError(f"checkpoint {folder} and the model differ in {different}: wrong model")
+        raise ValueError(f"checkpoint {folder} and the model differ in {different}: {REMEDY}")
+    for name, target in targets.items():
+        if target.shape != saved[name].shape:
+            shapes = f"{tuple(saved[name].shape)} and {tuple(target.shape)}"
+            raise ValueError(f"checkpoint {folder} and the model differ in {name}, {shapes}: {REMEDY}")
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(saved[name])

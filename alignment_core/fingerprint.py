@@ -218,11 +218,13 @@ def _describe(body: list[ast.stmt]) -> Definition:
 
 def _walk_outermost(node: ast.AST) -> Iterator[ast.AST]:
     """Walk, but take a dotted chain as one node: `a.b.c` must not also count as a bare use of `a`."""
-    yield node
-    if isinstance(node, ast.Attribute) and _chain(node):
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _walk_outermost(child)
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        yield node
+        is_leaf = isinstance(node, ast.Name | ast.Constant) or (isinstance(node, ast.Attribute) and _chain(node))
+        if not is_leaf:
+            pending.extend(reversed(list(ast.iter_child_nodes(node))))
 
 
 def _chain(node: ast.Attribute) -> tuple[str, ...]:
@@ -244,14 +246,17 @@ def _is_string(statement: ast.stmt) -> bool:
 
 
 def _normal(node: ast.AST) -> str:
-    """A dump without positions, strings that stand alone (docstrings) and empty fields.
+    """A dump without positions, strings that stand alone (docstrings) and what is empty.
 
-    Empty fields are left out because Python versions differ in which ones they have (`type_params`).
+    Empty fields, and empty pieces of f-strings, are left out because Python versions differ in which ones they have
+    (`type_params`; a piece after a nested format such as `{x:>{width}}`).
     """
     parts = []
     for name, value in ast.iter_fields(node):
         if name in {"ctx", "kind", "type_comment"} or value is None or value == []:
             continue
+        if isinstance(node, ast.JoinedStr):
+            value = [piece for piece in value if not (isinstance(piece, ast.Constant) and piece.value == "")]
         parts.append(f"{name}={_normal_value(value)}")
     return f"{type(node).__name__}({','.join(parts)})"
 
@@ -262,7 +267,8 @@ def _normal_value(value: object) -> str:
     if isinstance(value, list):
         kept = (item for item in value if not (isinstance(item, ast.stmt) and _is_string(item)))
         return f"[{','.join(_normal_value(item) for item in kept)}]"
-    return repr(value)
+    # Not repr: which characters it shows as they are differs with the Unicode tables of Python versions.
+    return ascii(value)
 
 
 @cache

@@ -22,6 +22,13 @@ TAIL = 400
 """Characters at the end of a long gold that math-verify reads."""
 
 
+def last_answer_tag(text: str) -> str | None:
+    """Content of the last `<answer> … </answer>`; None if there is none, or it is empty."""
+    _, opened, rest = text.rpartition("<answer>")
+    content, closed, _ = rest.partition("</answer>")
+    return content.strip() or None if opened and closed else None
+
+
 def last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{…}` (or `\fbox{…}`), braces matched; `\boxed 2` gives `2`.
 

@@ -19,6 +19,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from alignment_core.hub import loading_options
+
 ComputeDtype = Literal["float32", "bfloat16"]
 
 
@@ -28,8 +30,14 @@ def choose_device() -> torch.device:
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of a local folder or a hub id. Raises ValueError for a path that is not a folder."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_checked_source(source), revision=revision)
+    """Tokenizer of a local folder or a hub id.
+
+    Raises ValueError for a path that is not a folder, a hub that cannot be reached, and a tokenizer without vocabulary.
+    """
+    where = _checked_source(source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **loading_options(where, revision))
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{source} has no tokenizer, or an empty one: copy the files of its base model there")
     return tokenizer
 
 
@@ -46,7 +54,11 @@ def load_model(
     where = _checked_source(source)
     with _no_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            where,
+            **loading_options(where, revision),
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     model: PreTrainedModel
     model, info = loaded

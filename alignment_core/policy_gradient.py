@@ -8,13 +8,14 @@ policy of every ratio. The sampler's own log-probs never enter a loss; they are 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import Batch, collate, micro_batches
-from alignment_core.checkpoints import LoopIdentity, checkpoint_if_due, resume
+from alignment_core.checkpoints import LoopIdentity, checkpoint_if_due, resume, write_checkpoint
 from alignment_core.config import GRPOConfig, RewardName, SamplingConfig
 from alignment_core.logprobs import TokenScores, response_log_probs
 from alignment_core.losses import aggregate, batch_denominator, policy_gradient_loss, token_sums
@@ -45,8 +46,11 @@ def train_grpo(
     compute_dtype: ComputeDtype = "float32",
     validate: Validate | None = None,
     sampler: Sampler | None = None,
+    final_state: Path | None = None,
 ) -> int:
     """Train `model` in place; return the number of rollout steps.
+
+    final_state: new folder for weights and moments after the last step, from which a longer run can go on.
 
     `config.min_tokens` overrides the sampling's own. Emits train/…, time/… every step, `validate`'s metrics and rows
     "rollouts" at step 0 (metrics only), every `validate_every` steps and at the end. A resumed step samples its
@@ -74,6 +78,9 @@ def train_grpo(
             metrics |= validate(step + 1, model) if validate is not None else {}
         run.emit(step + 1, metrics, total)
         checkpoint_if_due(run, model, learner.optimizer, step + 1, identity)
+    if final_state is not None:
+        final_state.mkdir()
+        write_checkpoint(final_state, model, learner.optimizer, total, identity)
     model.eval()
     return total
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment_core.hub import require_hub
+
 HUB_ID = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
@@ -109,6 +111,7 @@ def _hub_rows(source: str, split: str, all_configs: bool) -> list[RawRow]:
     if parts is None:
         raise ValueError(f"{source!r} is no hub id 'owner/name[:config][@revision]'")
     name, revision = parts["name"], parts["revision"]
+    require_hub(source)
     try:
         configs = [parts["config"]] if parts["config"] else datasets.get_dataset_config_names(name, revision=revision)
         chosen = _choose_configs(source, configs, all_configs)

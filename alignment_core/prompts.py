@@ -32,5 +32,5 @@ def read_template(name: str) -> str:
         raise ValueError(f"no prompt template {name!r}: give one of {known}, or a file")
     text = path.read_text(encoding="utf-8")
     if "{question}" not in text:
-        raise ValueError(f"prompt template {path} has no {{question}}")
+        raise ValueError(f"prompt template {path} has no {{question}}: write it where the question belongs")
     return text

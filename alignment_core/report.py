@@ -42,6 +42,8 @@ class StageRow(Record):
     key: str
     seconds: float | None = None
     """How long it took when it was computed; None if unknown."""
+    accepted: str = ""
+    """Why it stands although its code changed since; empty if it is of this code."""
 
 
 class ReportData(Record):
@@ -61,6 +63,8 @@ class ReportData(Record):
     examples: dict[str, list[Row]] = Field(default_factory=dict)
     """Evaluation name -> rows of `evaluation.failing_examples`."""
     stages: list[StageRow] = Field(default_factory=list)
+    settings: dict[str, str] = Field(default_factory=dict)
+    """Every setting of the study by dotted name."""
 
 
 class Figures(NamedTuple):

@@ -154,7 +154,7 @@ def parse_prompt_response(row: RawRow) -> ParsedRow:
         gold, care = _shortened(text_of(row, "ground_truth", numbers=True, may_be_empty=True))
         care = (*care, *_empty(gold))
     else:
-        gold, care = _short_of_solution(response)
+        gold, care = _short_of_solution(gold_answers.last_answer_tag(response) or response)
     return ParsedRow(
         question if question is not None else prompt,
         gold,
@@ -189,8 +189,13 @@ def text_of(row: RawRow, name: str, numbers: bool = False, may_be_empty: bool = 
     if numbers and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        found = "is missing" if value is None else f"is {type(value).__name__}"
-        raise ValueError(f"{row.where}: field `{name}` {found}, text is wanted: fix or remove the row")
+        if name not in row.fields:
+            raise ValueError(
+                f"{row.where}: no field `{name}` among {sorted(row.fields)}: rename the column, choose the data.kind "
+                "of this file, or remove the row"
+            )
+        found = "null" if value is None else type(value).__name__
+        raise ValueError(f"{row.where}: field `{name}` is {found}, text is wanted: fix or remove the row")
     if not value.strip() and not may_be_empty:
         raise ValueError(f"{row.where}: field `{name}` is empty: fill it in or remove the row")
     return value

@@ -19,8 +19,13 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from alignment_core.config import Config
+from alignment_core.disk import disk_errors
+from alignment_core.extension import go_on_from_shorter
 from alignment_core.fingerprint import fingerprint, require_unedited
+from alignment_core.interruption import Interrupted, Interruption, interruptible
+from alignment_core.operation import checkpoint_period, computed_on, differing
 from alignment_core.records import ArtifactRef, Record
+from alignment_core.retention import checkpoints_to_keep
 from alignment_core.store import (
     RECORD,
     Components,
@@ -34,8 +39,6 @@ from alignment_core.store import (
 )
 
 EVENTS = "events.jsonl"
-CHECKPOINT_SECONDS = 60.0
-"""A checkpoint is due this long after the last one: what a kill may cost."""
 
 
 class Event(Record):
@@ -106,44 +109,56 @@ def run_stage(
     on_event: OnEvent | None = None,
     annotations: Mapping[str, str] | None = None,
     reason: str = "",
+    checkpoint_seconds: float | None = None,
 ) -> StageOutcome:
     """Return the artifact of `spec`, computing it if the store has no whole copy.
 
     One process works on a key at a time (flock, freed by the kernel on death); a second one waits and
-    shares the result. A run that was cut off goes on from its last complete checkpoint.
+    shares the result. A run that was cut off goes on from its last complete checkpoint. SIGTERM and Ctrl-C
+    make it save at its next step boundary and stop (`alignment_core.interruption`).
+    Raises OSError, with the remedy, if the disk is full.
     """
     asked = time.time()
+    folder = store.root / ".work" / f"{spec.stage}-{spec.key}"
     with _exclusive(store.root / ".locks" / f"{spec.stage}-{spec.key}.lock"):
         began = time.time()
         found = store.lookup(spec.stage, spec.key)
         if found.ref is not None:
             why = reason or "computed meanwhile"
+            # A kill between the publication and the clean-up leaves the work folder behind, checkpoints and all.
+            shutil.rmtree(folder, ignore_errors=True)
             return StageOutcome(ref=found.ref, how="cached", reason=why, seconds=began - asked)
-        module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
-        require_unedited(spec.components.code)
-        run = StageRun(store.root / ".work" / f"{spec.stage}-{spec.key}", on_event)
-        resumed_from = run.resume()
-        inputs = {name: store.path(ref) for name, ref in spec.inputs.items()}
-        try:
-            module.run(module.CONFIG.model_validate(spec.config), inputs, run.output, run)
-        finally:
-            run.close()
-        draft = ManifestDraft(
-            stage=spec.stage,
-            key=spec.key,
-            label=spec.label,
-            components=spec.components,
-            parents=spec.inputs,
-            producer=Producer(
-                started=began,
-                seconds=run.seconds(),
-                host=socket.gethostname(),
-                resumed_from_step=resumed_from,
-                annotations=dict(annotations or {}),
-            ),
-        )
-        ref = store.publish(run.output, draft)
-        shutil.rmtree(run.folder)
+        with disk_errors(store.root), interruptible() as interruption:
+            module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
+            require_unedited(spec.components.code)
+            run = StageRun(folder, on_event, interruption, checkpoint_seconds)
+            extends = go_on_from_shorter(store, spec.components, folder)
+            resumed_from = run.resume()
+            if extends:
+                run.say(extends)
+            inputs = {name: store.path(ref) for name, ref in spec.inputs.items()}
+            try:
+                module.run(module.CONFIG.model_validate(spec.config), inputs, run.output, run)
+            finally:
+                run.close()
+            interruption.patient = True  # what is finished is published first
+            draft = ManifestDraft(
+                stage=spec.stage,
+                key=spec.key,
+                label=spec.label,
+                components=spec.components,
+                parents=spec.inputs,
+                settings=spec.config,
+                producer=Producer(
+                    started=began,
+                    seconds=run.seconds(),
+                    host=socket.gethostname(),
+                    resumed_from_step=resumed_from,
+                    annotations=dict(annotations or {}),
+                ),
+            )
+            ref = store.publish(run.output, draft)
+            shutil.rmtree(folder)
     how: Literal["ran", "resumed"] = "ran" if resumed_from is None else "resumed"
     return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - asked)
 
@@ -159,8 +174,16 @@ class StageRun:
     WORK/checkpoints/N/     complete checkpoints, marker `complete.json` written before the rename
     """
 
-    def __init__(self, folder: Path, on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        on_event: OnEvent | None = None,
+        interruption: Interruption | None = None,
+        checkpoint_seconds: float | None = None,
+    ) -> None:
         self.folder = folder
+        self._interruption = interruption or Interruption()
+        self._period = checkpoint_period() if checkpoint_seconds is None else checkpoint_seconds
         self.output = folder / "output"
         self._checkpoints = folder / "checkpoints"
         self._events_path = self.output / RECORD / EVENTS
@@ -168,15 +191,24 @@ class StageRun:
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
         self._seconds_before = 0.0
+        self._validation: dict[str, float] | None = None
+        """Step and accuracy of the last validation; a checkpoint's marker has it."""
 
     def resume(self) -> int | None:
         """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step."""
         checkpoint = self.latest_checkpoint()
         length, step = 0, None
+        marker: dict[str, Any] = {}
         if checkpoint is not None:
             marker = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))
             length, step = marker["event_bytes"], marker["step"]
             self._seconds_before = marker.get("seconds", 0.0)
+            self._validation = marker.get("validation")
+            if not self._events_path.is_file() or self._events_path.stat().st_size < length:
+                # Only a hand, or a disk that lied about fsync, can do this; the points would be lost for ever.
+                shutil.rmtree(self._checkpoints)
+                marker, length, step = {}, 0, None
+                self._seconds_before, self._validation = 0.0, None
         for path in self.output.glob("*"):
             if path.name != RECORD:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -185,6 +217,8 @@ class StageRun:
         self._events.truncate(length)
         if step is not None:
             self._replay(step)
+            if changed := differing(marker.get("computed_on", {})):
+                self.say(f"goes on under another {changed}: close to the uninterrupted run, not bit-equal to it")
         return step
 
     def _replay(self, step: int) -> None:
@@ -201,12 +235,14 @@ class StageRun:
 
     def close(self) -> None:
         """Make the record durable; called once, when the stage has ended, well or not."""
-        self._events.flush()
-        os.fsync(self._events.fileno())
-        self._events.close()
+        with self._events:
+            self._events.flush()
+            os.fsync(self._events.fileno())
 
     def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
         """Record one point."""
+        if "eval/accuracy" in metrics:
+            self._validation = {"step": step, "accuracy": metrics["eval/accuracy"]}
         self._append(Event(kind="point", step=step, time=time.time(), metrics=dict(metrics), total=total))
 
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
@@ -219,35 +255,54 @@ class StageRun:
 
     def _append(self, event: Event) -> None:
         self._events.write(event.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
     def checkpoint_due(self) -> bool:
-        """Whether CHECKPOINT_SECONDS have passed since the last checkpoint, or the start."""
-        return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        """Whether the period has passed since the last checkpoint, or the start, or a signal asks to stop."""
+        self._interruption.patient = True  # steps have boundaries here, so a signal can wait for the next one
+        return self._interruption.signum is not None or time.monotonic() - self._saved_at >= self._period
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write to a temporary folder, fsync, mark complete, rename; then drop the older ones."""
+        """Write to a temporary folder, fsync, mark complete, rename; then drop the others but the best.
+
+        Raises `Interrupted` afterwards if a signal asked the stage to stop.
+        """
         staging = self._checkpoints / "staging"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
+        try:
+            self._fill(staging, step, write)
+        except Exception:
+            shutil.rmtree(staging, ignore_errors=True)  # on a full disk this room is what is needed next
+            raise
+        target = self._checkpoints / f"{step:08d}"
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+        sync_folder(self._checkpoints)
+        complete = self._complete()
+        for older in set(complete) - checkpoints_to_keep(complete):
+            shutil.rmtree(older)
+        self._saved_at = time.monotonic()
+        self._tell(Event(kind="checkpoint", step=step, time=time.time()))
+        if self._interruption.signum is not None:
+            raise Interrupted(self._interruption.signum, f"saved after step {step}")
+
+    def _fill(self, staging: Path, step: int, write: Callable[[Path], None]) -> None:
+        """Content, then the marker, each durable before the next."""
         write(staging)
         for path in staging.rglob("*"):
             if path.is_file():
                 sync_file(path)
         self._events.flush()
         os.fsync(self._events.fileno())
-        marker = {"step": step, "event_bytes": self._events_path.stat().st_size, "seconds": self.seconds()}
+        length = self._events_path.stat().st_size
+        marker = {"step": step, "event_bytes": length, "seconds": self.seconds(), "computed_on": computed_on()}
+        marker["validation"] = self._validation
         write_durably(staging / "complete.json", json.dumps(marker))
-        target = self._checkpoints / f"{step:08d}"
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-        sync_folder(self._checkpoints)
-        for older in self._complete()[:-1]:
-            shutil.rmtree(older)
-        self._saved_at = time.monotonic()
-        if self._on_event is not None:
-            self._on_event(Event(kind="checkpoint", step=step, time=time.time()))
 
     def latest_checkpoint(self) -> Path | None:
         """Folder of the newest complete checkpoint, if any."""

@@ -126,6 +126,12 @@ class GRPOStage(Config):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
 
+    def key_settings(self) -> dict[str, Any]:
+        """Whether the training state is kept changes no result."""
+        settings = super().key_settings()
+        del settings["grpo"]["keep_state"]
+        return settings
+
 
 class Comparison(Config):
     """One labelled evaluation in an analysis."""
@@ -149,6 +155,17 @@ class AnalyzeStage(Config):
     evaluations: tuple[Comparison, ...]
 
 
+class AcceptedStage(Config):
+    """A stage that was kept although its code changed, and why (`alignment_core.acceptance`)."""
+
+    label: str
+    stage: str
+    key: str
+    """Of the code it was computed by."""
+    seconds: float
+    reason: str
+
+
 class ReportStage(Config):
     """The page."""
 
@@ -157,5 +174,9 @@ class ReportStage(Config):
     evaluations: tuple[Comparison, ...]
     runs: tuple[str, ...] = ()
     """Names of the training runs whose curves are shown; each is an input artifact of that name."""
+    settings: dict[str, str] = Field(default_factory=dict)
+    """Every setting of the study by dotted name, for the page."""
     keys: dict[str, str] = Field(default_factory=dict)
     """Stage key of each input: the page shows curves and costs, which are not in the digests of the inputs."""
+    accepted: tuple[AcceptedStage, ...] = ()
+    """Stages of the study, shown on the page or not, that stand although their code changed."""

@@ -4,16 +4,17 @@
     STORE/<stage>/<key>/record/…     events and logs: kept beside the content, outside its digest
     STORE/.work/<stage>-<key>/       a stage under way (alignment_core.stage)
     STORE/.ledger.jsonl              one line per publication, so that a deletion can be told from a first run
+    STORE/.accepted/<stage>/<key>.json   an older artifact that answers for this key (alignment_core.acceptance)
 
 A folder with a valid manifest is complete; anything else is not there.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment_core.records import ArtifactRef, Record
+from alignment_core.verified import VerifiedFiles
 
 MANIFEST = "manifest.json"
 RECORD = "record"
@@ -76,10 +78,29 @@ class Manifest(BaseModel):
     components: Components
     parents: dict[str, ArtifactRef]
     producer: Producer
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Every setting of the stage, those outside the key included; empty in artifacts of older versions."""
 
     def ref(self) -> ArtifactRef:
         """The reference other stages and hosts use."""
         return ArtifactRef(stage=self.stage, key=self.key, digest=self.digest)
+
+
+class Acceptance(Record):
+    """A person's word that an artifact stands although its code changed: it answers for the key of the new code."""
+
+    kept: ArtifactRef
+    components: Components
+    """Today's, whose key the artifact answers for."""
+    reason: str
+    changed: list[str]
+    """What differs from the components the artifact was computed from, in words."""
+    time: float
+    """Unix time, seconds."""
+
+    def summary(self) -> str:
+        """One line for tables and logs."""
+        return f"accepted from {self.kept.key[:12]}: {self.reason}"
 
 
 class Lookup(Record):
@@ -88,6 +109,8 @@ class Lookup(Record):
     status: Literal["hit", "missing", "damaged", "deleted"]
     ref: ArtifactRef | None = None
     reason: str = ""
+    accepted: str = ""
+    """Why an artifact of older code answers, if one does; `ref` has the key it was computed under."""
 
 
 def canonical_json(value: object) -> str:
@@ -117,15 +140,44 @@ class Store:
         try:
             manifest = self.manifest(stage, key)
         except FileNotFoundError:
-            if any(line["key"] == key for line in self.ledger()):
+            acceptance = self.acceptance(stage, key)
+            if acceptance is not None:
+                return self._lookup_accepted(acceptance)
+            if any(line["key"] == key for line in self.ledger(key)):
                 return Lookup(status="deleted", reason="its artifact was deleted")
             return Lookup(status="missing")
         except (ValidationError, ValueError):
             return Lookup(status="damaged", reason=f"its manifest {folder / MANIFEST} is unreadable")
-        problem = find_damage(folder, manifest.files)
+        problem = find_damage(folder, manifest.files, VerifiedFiles(self.verified_path(stage, key)))
         if problem:
             return Lookup(status="damaged", reason=problem)
         return Lookup(status="hit", ref=manifest.ref())
+
+    def _lookup_accepted(self, acceptance: Acceptance) -> Lookup:
+        found = self.lookup(acceptance.kept.stage, acceptance.kept.key)
+        if found.ref != acceptance.kept:
+            why = f"{found.reason or 'its artifact is gone or was replaced'} ({acceptance.summary()})"
+            return Lookup(status="damaged" if found.status == "damaged" else "deleted", reason=why)
+        return Lookup(status="hit", ref=found.ref, reason=acceptance.summary(), accepted=acceptance.reason)
+
+    def acceptance(self, stage: str, key: str) -> Acceptance | None:
+        """The acceptance that answers for a key, if there is one."""
+        path = self.acceptance_path(stage, key)
+        return Acceptance.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def acceptances(self, kept: ArtifactRef | None = None) -> list[Acceptance]:
+        """All acceptances, or those of one artifact, oldest first."""
+        found = (Acceptance.model_validate_json(path.read_bytes()) for path in self.root.glob(".accepted/*/*.json"))
+        chosen = [one for one in found if kept is None or one.kept == kept]
+        return sorted(chosen, key=lambda one: one.time)
+
+    def acceptance_path(self, stage: str, key: str) -> Path:
+        """Where the acceptance for a key is written; removing the file takes it back."""
+        return self.root / ".accepted" / stage / f"{key}.json"
+
+    def verified_path(self, stage: str, key: str) -> Path:
+        """Where it is remembered which touched files of an artifact were found equal."""
+        return self.root / ".verified" / f"{stage}-{key}.json"
 
     def manifest(self, stage: str, key: str) -> Manifest:
         """The manifest; FileNotFoundError if there is no such artifact."""
@@ -133,55 +185,73 @@ class Store:
 
     def manifests(self) -> Iterator[Manifest]:
         """All artifacts, oldest first; a folder whose manifest cannot be read is none."""
+        return self._manifests_in("[!.]*/*")
+
+    def _manifests_in(self, folders: str) -> Iterator[Manifest]:
         found = []
-        for path in self.root.glob(f"[!.]*/*/{MANIFEST}"):
+        for path in self.root.glob(f"{folders}/{MANIFEST}"):
             if ".tmp-" not in path.parent.name:
                 with suppress(FileNotFoundError, ValidationError):
                     found.append(Manifest.model_validate_json(path.read_bytes()))
         return iter(sorted(found, key=lambda manifest: manifest.producer.started))
 
     def find(self, prefix: str) -> Manifest:
-        """The one artifact whose key, or `stage/key`, starts with `prefix`; ValueError if none or several."""
-        matches = [m for m in self.manifests() if m.key.startswith(prefix) or f"{m.stage}/{m.key}".startswith(prefix)]
+        """The one artifact whose key starts with `prefix`, KEY or stage/KEY; ValueError if none or several."""
+        stage, _, key = prefix.rpartition("/")
+        matches = list(self._manifests_in(f"{glob.escape(stage) or '[!.]*'}/{glob.escape(key)}*")) if key else []
         if len(matches) != 1:
             what = "no artifact" if not matches else f"{len(matches)} artifacts"
             raise ValueError(f"{what} with key {prefix!r}: 'alignflow artifacts ls' shows the keys")
         return matches[0]
 
     def publish(self, source: Path, draft: "ManifestDraft") -> ArtifactRef:
-        """Make the files under `source` the artifact `draft` describes: manifest last, then one rename."""
+        """Make the files under `source` the artifact `draft` describes: manifest last, then one rename.
+
+        `source` lies on the store's disk. Until the rename it stays where it is, so that a run that is cut off
+        here finds its record again.
+        """
         target = self.root / draft.stage / draft.key
-        staging = target.with_name(f"{draft.key}.tmp-{uuid.uuid4().hex[:8]}")
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, staging)
-        for path in staging.rglob("*"):
-            if path.is_file():
-                sync_file(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in source.rglob("*"):
+            sync_folder(path) if path.is_dir() else sync_file(path)
         files = {
-            path.relative_to(staging).as_posix(): describe_file(path)
-            for path in sorted(staging.rglob("*"))
+            path.relative_to(source).as_posix(): describe_file(path)
+            for path in sorted(source.rglob("*"))
             if path.is_file()
         }
         manifest = Manifest(**draft.model_dump(), files=files, digest=content_digest(files))
-        write_durably(staging / MANIFEST, manifest.model_dump_json(indent=1))
+        write_durably(source / MANIFEST, manifest.model_dump_json(indent=1))
         if target.exists():
             shutil.rmtree(target)
-        staging.rename(target)
+        source.rename(target)
         sync_folder(target.parent)
         self._note_publication(manifest)
         return manifest.ref()
 
-    def ledger(self) -> list[dict[str, Any]]:
-        """Every publication ever made here: stage, key, label, time; oldest first."""
+    def ledger(self, mentioning: str = "") -> list[dict[str, Any]]:
+        """Every publication ever made here: stage, key, label, time; oldest first.
+
+        With `mentioning`, only the lines that have this text somewhere: to decode them all is what takes long.
+        """
         path = self.root / ".ledger.jsonl"
-        if not path.is_file():
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        wanted = json.dumps(mentioning)[1:-1]
+        if wanted not in text:
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        return [json.loads(line) for line in text.splitlines() if wanted in line and line.endswith("}")]
 
     def _note_publication(self, manifest: Manifest) -> None:
         line = {"stage": manifest.stage, "key": manifest.key, "label": manifest.label, "time": time.time()}
-        with (self.root / ".ledger.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with (self.root / ".ledger.jsonl").open("ab") as file:
+            if file.tell() and not self._ledger_is_whole():
+                file.write(b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
+
+    def _ledger_is_whole(self) -> bool:
+        """Whether the last line is complete; a full disk can cut one short."""
+        with (self.root / ".ledger.jsonl").open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
 
 
 class ManifestDraft(Record):
@@ -193,6 +263,7 @@ class ManifestDraft(Record):
     components: Components
     parents: dict[str, ArtifactRef]
     producer: Producer
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -207,10 +278,11 @@ def content_digest(files: dict[str, FileEntry]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def find_damage(folder: Path, files: dict[str, FileEntry]) -> str:
+def find_damage(folder: Path, files: dict[str, FileEntry], verified: VerifiedFiles) -> str:
     """What is wrong with the files of an artifact, in words; empty if nothing.
 
-    Sizes are compared always, contents only where the modification time changed since publication.
+    Sizes are compared always, contents where the modification time is neither that of the publication nor one at
+    which the file was found equal before.
     """
     for name, entry in files.items():
         path = folder / name
@@ -220,8 +292,11 @@ def find_damage(folder: Path, files: dict[str, FileEntry]) -> str:
             return f"its file {name} is missing"
         if stat.st_size != entry.size:
             return f"its file {name} has {stat.st_size} bytes, not {entry.size}"
-        if stat.st_mtime_ns != entry.mtime_ns and file_sha256(path) != entry.sha256:
-            return f"its file {name} was edited"
+        if stat.st_mtime_ns != entry.mtime_ns and not verified.knows(name, entry.sha256, stat):
+            if file_sha256(path) != entry.sha256:
+                return f"its file {name} was edited"
+            verified.add(name, entry.sha256, stat)
+    verified.save()
     return ""
 
 
@@ -249,44 +324,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def explain_miss(store: Store, components: Components, label: str) -> str:
-    """Why this key is new: what differs from the latest artifact of the same stage and label."""
-    for line in reversed(store.ledger()):
-        if line["stage"] != components.stage or line["label"] != label:
-            continue
-        try:
-            previous = store.manifest(line["stage"], line["key"]).components
-        except (FileNotFoundError, ValidationError):
-            continue
-        return "; ".join(differences(previous, components)) or "nothing it depends on changed"
-    return "first run"
-
-
-def differences(old: Components, new: Components) -> list[str]:
-    """Readable list of what changed between two sets of components, at most four of each kind."""
-    lines = []
-    for kind in ("config", "inputs", "code", "versions"):
-        before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        shown = [
-            f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
-            if kind in {"config", "versions"}
-            else name
-            for name in changed[:4]
-        ]
-        if changed:
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            lines.append(f"{kind} changed: {', '.join(shown)}{more}")
-    return lines
-
-
-def _flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """Leaves of a nested dict by dotted name."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, object] = {}
-    for name, item in value.items():
-        flat.update(_flatten(item, f"{prefix}.{name}" if prefix else name))
-    return flat

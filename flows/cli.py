@@ -12,6 +12,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -31,6 +33,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. grpo.n_grpo_steps=20.")
 ]
 Root = Annotated[Path, typer.Option("--root", help="Folder that holds data/store and mlruns.")]
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would run, why, and what disk it takes.")]
 
 
 def main() -> None:
@@ -41,15 +44,15 @@ def main() -> None:
 
 
 @app.command()
-def run(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def run(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """The whole study."""
-    _run_flow("study", preset, overrides, root)
+    _run_flow("study", preset, overrides, root, plan)
 
 
 @app.command()
-def prepare(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def prepare(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """Problems, traces, leakage report."""
-    _run_flow("prepare", preset, overrides, root)
+    _run_flow("prepare", preset, overrides, root, plan)
 
 
 @app.command("eval")
@@ -57,49 +60,52 @@ def evaluation(
     preset: Preset,
     overrides: Overrides = None,
     root: Root = Path("."),
+    plan: PlanOnly = False,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id, or key of a stage that holds a model; default: the preset's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that receives results.jsonl and summary.json.")] = None,
 ) -> None:
     """Evaluate one model: sample, then grade."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"--out {out} is a file: give a folder")
     extra: dict[str, Any] = {"out": str(out.resolve()) if out else None}
     settings = list(overrides or [])
     if model is not None and _is_key(root, model):
         extra["artifact"] = model
     elif model is not None:
         settings += [f"model.source={model}", "model.scratch=null"]
-    _run_flow("evaluation", preset, settings, root, **extra)
+    _run_flow("evaluation", preset, settings, root, plan, **extra)
 
 
 @app.command()
-def sft(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def sft(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """The SFT sweep."""
-    _run_flow("sft", preset, overrides, root)
+    _run_flow("sft", preset, overrides, root, plan)
 
 
 @app.command()
-def ei(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def ei(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """Expert Iteration."""
-    _run_flow("expert_iteration", preset, overrides, root)
+    _run_flow("expert_iteration", preset, overrides, root, plan)
 
 
 @app.command()
-def grpo(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def grpo(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """GRPO."""
-    _run_flow("grpo", preset, overrides, root)
+    _run_flow("grpo", preset, overrides, root, plan)
 
 
 @app.command()
-def analyze(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def analyze(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """Intervals, paired tests, the split of each gain."""
-    _run_flow("analyze", preset, overrides, root)
+    _run_flow("analyze", preset, overrides, root, plan)
 
 
 @app.command()
-def report(preset: Preset, overrides: Overrides = None, root: Root = Path(".")) -> None:
+def report(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """The study's HTML page."""
-    _run_flow("report", preset, overrides, root)
+    _run_flow("report", preset, overrides, root, plan)
 
 
 @app.command()
@@ -154,25 +160,70 @@ def artifacts_show(key: Annotated[str, typer.Argument(help="Key or its beginning
     typer.echo(_user(lambda: show_artifact(root.resolve(), key)))
 
 
+@artifacts.command("accept")
+def artifacts_accept(
+    keys: Annotated[list[str], typer.Argument(help="Keys of the artifacts to keep, or their beginnings.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why the change of code does not matter to them.")],
+    root: Root = Path("."),
+) -> None:
+    """Keep artifacts whose code changed harmlessly: they then answer for today's code."""
+    from flows.shelf import accept_artifact
+
+    for key in keys:
+        for line in _user(lambda key=key: accept_artifact(root.resolve(), key, reason)):
+            typer.echo(line)
+
+
+@artifacts.command("verify")
+def artifacts_verify(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys or their beginnings; default: all.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Read every file and compare its sha256; exit code 1 and what to do if anything is damaged."""
+    from flows.upkeep import verify_artifacts
+
+    lines = _user(lambda: list(verify_artifacts(root.resolve(), keys or [])))
+    for line, _ in lines:
+        typer.echo(line)
+    raise typer.Exit(int(any(damage for _, damage in lines)))
+
+
+@artifacts.command("gc")
+def artifacts_gc(
+    root: Root = Path("."),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keep_days: Annotated[float, typer.Option(min=0, help="Keep what was made or used since so many days.")] = 30,
+) -> None:
+    """Remove what neither the last run of any study nor any recent run stands on, and what kills left behind."""
+    from flows.upkeep import remove_unneeded
+
+    for line in _user(lambda: list(remove_unneeded(root.resolve(), keep_days, dry_run))):
+        typer.echo(line)
+
+
+@artifacts.command("rebuild-mlflow")
+def artifacts_rebuild_mlflow(root: Root = Path(".")) -> None:
+    """Make MLflow anew from the store alone."""
+    from flows.upkeep import rebuild_mlflow
+
+    for line in _user(lambda: list(rebuild_mlflow(root.resolve()))):
+        typer.echo(line)
+
+
 def _user(action: Any) -> Any:
-    """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C is one line and exit code 130."""
+    """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C and SIGTERM are one line."""
+    from alignment_core.interruption import exit_code_of
+
     try:
         return action()
     except BaseException as error:
-        if _was_interrupted(error):
+        if code := exit_code_of(error):
             typer.echo("alignflow: interrupted; the same command goes on from the last checkpoint", err=True)
-            raise typer.Exit(130) from error
+            raise typer.Exit(code) from error
         if isinstance(error, ValueError | OSError):
             typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)
             raise typer.Exit(1) from error
         raise
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: it ends the embedded server too, which Prefect then misses."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
 
 
 def _is_key(root: Path, text: str) -> bool:
@@ -184,29 +235,30 @@ def _is_key(root: Path, text: str) -> bool:
     return any(manifest.key.startswith(text) for manifest in Store(root / "data" / "store").manifests())
 
 
-def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, **extra: Any) -> None:
-    """Run a flow of flows/ under the live display; print its table and where the report lies."""
+def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, plan: bool, **extra: Any) -> None:
+    """Run a flow of flows/ under the live display; print its table and where the report lies. Or only its plan."""
     from rich.console import Console
 
     from flows.settings import load_config, parse_override
+    from tasks.roots import require_writable
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=120)
     settings = _user(lambda: dict(parse_override(text) for text in overrides or []))
     _user(lambda: load_config(preset, settings))
+    if plan:
+        return _print_plan(console, name, {"preset": preset, "overrides": settings, **extra}, root.resolve())
+    _user(lambda: require_writable(root.resolve()))
     console.print(f"alignflow {name} {preset}: starting Prefect", style="dim", markup=False)
-
-    from importlib import import_module
 
     from flows.display import RichListener, results_table
     from tasks.workspace import watch_with
 
-    flow = getattr(import_module(f"flows.{name}"), name)
     source = str(Path(preset).resolve()) if Path(preset).suffix in {".yaml", ".yml"} else preset
     with RichListener(console) as listener:
         watch_with(listener)
-        result = _user(lambda: flow(preset=source, overrides=settings, root=str(root.resolve()), **extra))
+        result = _user(lambda: _call_flow(name, root.resolve(), preset=source, overrides=settings, **extra))
     if result["rows"]:
         console.print(results_table(result["rows"]))
     counts = {how: list(result["stages"].values()).count(how) for how in ("ran", "resumed", "cached")}
@@ -216,3 +268,30 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, *
             console.print(f"{kind}: {result[kind]}")
     if extra.get("out"):
         console.print(f"results: {extra['out']}")
+
+
+def _call_flow(name: str, root: Path, **parameters: Any) -> dict[str, Any]:
+    """Call a flow of flows/ under a server that outlives Ctrl-C long enough to hear of it."""
+    from importlib import import_module
+
+    from alignment_core.disk import disk_errors
+    from alignment_core.interruption import stopping_on_sigterm
+
+    with stopping_on_sigterm(), disk_errors(root):
+        from flows.embedded_server import start_embedded_server
+
+        start_embedded_server()
+        flow = getattr(import_module(f"flows.{name}"), name)
+        result: dict[str, Any] = flow(root=str(root), **parameters)
+        return result
+
+
+def _print_plan(console: Any, name: str, parameters: dict[str, Any], root: Path) -> None:
+    """Print what a flow of flows/ would compute."""
+    from importlib import import_module
+
+    from flows.plan import describe, plan_flow
+
+    flow = getattr(import_module(f"flows.{name}"), name)
+    for line in describe(_user(lambda: plan_flow(flow, str(root), **parameters)), root):
+        console.print(line, markup=False)

@@ -20,6 +20,8 @@ from alignment_core.stage import Event, StageOutcome
 from tasks.progress import headline
 
 COLOURS = {"cached": "dim", "ran": "green", "resumed": "yellow"}
+QUIET_SECONDS = 30.0
+"""Between two lines of progress where there is no terminal to draw a bar on."""
 
 
 class RichListener:
@@ -40,7 +42,7 @@ class RichListener:
         )
         self._task: TaskID | None = None
         self._first: dict[str, tuple[int, float]] = {}
-        self._told: set[str] = set()
+        self._told: dict[str, float] = {}
 
     def __enter__(self) -> "RichListener":
         self._progress.start()
@@ -66,9 +68,9 @@ class RichListener:
         shown = headline(event.metrics)
         fields = {"rate": rate} | ({"metrics": shown} if shown else {})
         self._progress.update(self._task, completed=event.step, total=event.total, **fields)  # type: ignore[arg-type]
-        if not self.console.is_terminal and shown and label not in self._told:
-            self._told.add(label)
-            self.console.print(f"  … {label}: step {event.step}/{event.total}  {shown}", highlight=False)
+        if not self.console.is_terminal and shown and event.time - self._told.get(label, 0.0) >= QUIET_SECONDS:
+            self._told[label] = event.time
+            self.console.print(f"  … {escape(label)}: step {event.step}/{event.total}  {shown}", highlight=False)
 
     def finished(self, label: str, outcome: StageOutcome) -> None:
         """One line that stays."""

@@ -42,7 +42,7 @@ def evaluation(
             comparison = Comparison(name=f"{found.label} ({found.key[:8]})", method="sft")
             problems = prepare_problems(workspace, config)
             evaluated = [evaluate(workspace, config, comparison, found.ref(), problems)]
-        if out is not None:
+        if out is not None and workspace.planner is None:
             export_results(workspace, evaluated[0].grade, Path(out))
         return summarize(workspace, evaluated)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from alignment_core.config import StudyConfig
@@ -10,19 +11,29 @@ from flows.settings import load_config
 from tasks.evaluation import Evaluated, read_summary
 from tasks.workspace import Workspace, open_workspace
 
+PLANNING: ContextVar[Workspace | None] = ContextVar("planning", default=None)
+"""The workspace that flows work in while a plan is made (flows.plan)."""
+
 
 @contextmanager
 def flow_run(
     flow: str, preset: str, overrides: dict[str, Any] | None, root: str | None
 ) -> Iterator[tuple[Workspace, StudyConfig]]:
-    """Validated settings and an open workspace."""
+    """Validated settings and an open workspace; the planning one while a plan is made."""
     config = load_config(preset, overrides)
-    with open_workspace(root, config.name, f"{flow} {config.name} seed{config.seed}") as workspace:
+    planned = PLANNING.get()
+    if planned is not None:
+        yield planned, config
+        return
+    request = {"flow": flow, "preset": preset, "overrides": overrides or {}}
+    with open_workspace(root, config.name, f"{flow} {config.name} seed{config.seed}", request) as workspace:
         yield workspace, config
 
 
 def summarize(workspace: Workspace, evaluations: list[Evaluated], report: ArtifactRef | None = None) -> dict[str, Any]:
     """Plain data about what a flow produced: the rows of its table, where each stage came from, the report."""
+    if workspace.planner is not None:
+        return {"rows": [], "stages": {}, "report": None}
     store = workspace.store
     rows = []
     for item in evaluations:

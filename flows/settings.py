@@ -1,6 +1,7 @@
 """Presets and overrides: from a name and `key=value` pairs to one validated `StudyConfig`."""
 
 import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from alignment_core.config import StudyConfig
+from alignment_core.prompts import read_template
 
 PRESETS = Path(__file__).parent / "presets"
+PLAIN = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "should be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "should be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "should be true or false"),
+    "string_type": "should be text",
+    "tuple_type": "should be a list, e.g. [1, 2]",
+    "model_type": "should be a mapping of settings",
+}
+"""Kind of error -> what a setting should be, in words for people who write YAML."""
 
 
 def preset_names() -> list[str]:
@@ -26,9 +37,14 @@ def load_config(preset: str, overrides: dict[str, Any] | None = None) -> StudyCo
     for key, value in (overrides or {}).items():
         _assign(settings, key.split("."), value)
     try:
-        return StudyConfig.model_validate(settings)
+        config = StudyConfig.model_validate(settings)
     except ValidationError as error:
-        raise ValueError(f"preset {preset!r}: " + "; ".join(_explain(entry) for entry in error.errors())) from error
+        lines = dict.fromkeys(_explain(entry) for entry in _one_per_place(error.errors()))
+        raise ValueError(f"preset {preset!r}: " + "; ".join(lines)) from error
+    for template in (config.prompt, config.plain_prompt):
+        if template is not None:
+            read_template(template)
+    return config
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -60,10 +76,16 @@ def _read(preset: str) -> dict[str, Any]:
     shipped = PRESETS / f"{preset}.yaml"
     path = shipped if shipped.is_file() else Path(preset)
     if not path.is_file():
+        if Path(preset).suffix in {".yaml", ".yml"} or Path(preset).is_dir():
+            raise ValueError(f"no preset file {preset}: give an existing YAML file, or one of {_shipped()}")
         near = difflib.get_close_matches(preset, preset_names(), 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no preset {preset!r}: {hint}Shipped: {', '.join(preset_names())}; or give a YAML file")
-    settings = _parse_yaml(path.read_text(encoding="utf-8"), f"preset {path}")
+        raise ValueError(f"no preset {preset!r}: {hint}Shipped: {_shipped()}; or give a YAML file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"preset {path} is not UTF-8 text: give a YAML file") from error
+    settings = _parse_yaml(text, f"preset {path}")
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not a YAML mapping of study settings")
     return settings
@@ -83,22 +105,85 @@ def _assign(settings: dict[str, Any], path: list[str], value: Any) -> None:
     settings[path[-1]] = value
 
 
+def _shipped() -> str:
+    return ", ".join(preset_names())
+
+
+def _one_per_place(entries: Iterable[Any]) -> list[Any]:
+    """Of a setting that may be one of several kinds, what it might be in one entry."""
+    by_place: dict[tuple[Any, ...], list[Any]] = {}
+    for entry in entries:
+        by_place.setdefault(_place(entry), []).append(entry)
+    merged = []
+    for alike in by_place.values():
+        said = dict.fromkeys(PLAIN.get(entry["type"], entry["msg"]).removeprefix("Input ") for entry in alike)
+        merged.append({**alike[0], "msg": " or ".join(said)})
+    return merged
+
+
+def _place(entry: Any) -> tuple[Any, ...]:
+    """Where an error stands, as a person would write it: without pydantic's names for kinds, `literal['full']`."""
+    *parts, last = entry["loc"] or [""]
+    wrong_key = entry["type"] == "extra_forbidden"
+    return tuple(part for part in parts if _is_own(part)) + ((last,) if wrong_key or _is_own(last) else ())
+
+
+def _is_own(part: int | str) -> bool:
+    return isinstance(part, int) or part.isidentifier()
+
+
 def _explain(entry: Any) -> str:
-    path = [part for part in entry["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    path = _place(entry)
     where = ".".join(str(part) for part in path) or "the study"
-    if entry["type"] != "extra_forbidden":
-        return f"{where}: {entry['msg'].removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), 1, 0.5)
-    return f"{where}: no such setting" + (f"; did you mean {near[0]!r}?" if near else "")
+    if entry["type"] == "extra_forbidden":
+        return f"{where}: no such setting{_suggestion(path)}"
+    text = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "value_error":
+        return text if text.startswith(where) else f"{where}: {text}"
+    if entry["type"] == "missing":
+        return f"{where} is missing: give it"
+    return f"{where} {text}, not {_brief(entry['input'])}"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _suggestion(path: tuple[Any, ...]) -> str:
+    """The setting that was probably meant: a near name beside it, or the same name elsewhere."""
+    name = str(path[-1])
+    beside = {one.lower(): one for one in _fields(list(path[:-1]))}
+    near = difflib.get_close_matches(name.lower(), beside, 1, 0.6)
+    prefix = "".join(f"{part}." for part in path[:-1])
+    meant = [prefix + beside[near[0]]] if near else _named(name, prefix)[:3]
+    return f"; did you mean {' or '.join(repr(one) for one in meant)}?" if meant else ""
+
+
+def _named(name: str, section: str) -> list[str]:
+    """Dotted names of every setting called `name`: those of a section first, then the shallow ones."""
+    found = [one for one in _all_names(StudyConfig) if one.rpartition(".")[2] == name]
+    return sorted(found, key=lambda one: (not one.startswith(section), one.count(".")))
+
+
+def _all_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = _section(field.annotation)
+        if inner is not None:
+            yield from _all_names(inner, f"{prefix}{name}.")
 
 
 def _fields(path: list[Any]) -> list[str]:
     """Field names of the settings class at a path."""
-    model: Any = StudyConfig
+    model: type[BaseModel] | None = StudyConfig
     for name in path:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+        field = model.model_fields.get(name) if model is not None else None
+        model = _section(field.annotation) if field is not None else None
+    return list(model.model_fields) if model is not None else []
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class in an annotation such as `GRPOConfig | None`."""
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)

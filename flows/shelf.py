@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from alignment_core.acceptance import accept, inputs_to_rerun
 from alignment_core.store import Store
 
 
@@ -30,12 +31,36 @@ def list_artifacts(root: Path, stage: str | None) -> Iterator[str]:
         )
 
 
+def accept_artifact(root: Path, key: str, reason: str) -> list[str]:
+    """Let an artifact answer for today's code; says what changed, and what else has to be accepted to matter."""
+    store = open_store(root)
+    manifest = store.find(key)
+    acceptance = accept(store, manifest, reason)
+    today = acceptance.components.key()
+    lines = [
+        f"{manifest.label} ({manifest.stage}/{manifest.key[:12]}) now answers for {today[:12]} too",
+        *acceptance.changed,
+        f"to take it back, remove {store.acceptance_path(manifest.stage, today)}",
+    ]
+    for parent in inputs_to_rerun(store, manifest):
+        lines.append(
+            f"its input {parent.label} ({parent.stage}/{parent.key[:12]}) would still be computed anew: accept it too, "
+            "or this one counts only if the new one is equal"
+        )
+    return lines
+
+
 def show_artifact(root: Path, key: str) -> str:
     """Everything the manifest says but the code digests, as indented JSON, and where the files lie."""
     store = open_store(root)
     manifest = store.find(key)
     shown = manifest.model_dump(mode="json")
     shown["components"]["code"] = f"{len(manifest.components.code)} definitions"
+    accepted = [
+        {"answers_for": one.components.key(), "reason": one.reason, "changed": one.changed, "time": one.time}
+        for one in store.acceptances(manifest.ref())
+    ]
+    shown |= {"accepted": accepted} if accepted else {}
     return f"{store.path(manifest.ref())}\n{json.dumps(shown, indent=1)}"
 
 

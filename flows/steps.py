@@ -194,11 +194,29 @@ def grpo_runs(ladder: Ladder) -> None:
 def everything(ladder: Ladder) -> None:
     """The study up to its statistics."""
     require_trainable(ladder.config)
+    require_traces(ladder)
     zero_shot(ladder)
-    trace_set(ladder, "filtered")
-    sft_sweep(ladder)
+    if has_traces(ladder):
+        trace_set(ladder, "filtered")
+        sft_sweep(ladder)
     expert_iteration(ladder)
     grpo_runs(ladder)
+
+
+def has_traces(ladder: Ladder) -> bool:
+    """Whether there is anything to imitate: solutions, or a trace set. Bare questions and answers have none."""
+    return count_traces(ladder.workspace, ladder.problems) != 0 or ladder.config.distillation is not None
+
+
+def require_traces(ladder: Ladder) -> None:
+    """Refuse, before anything trains, a study that wants to start from SFT without traces."""
+    config = ladder.config
+    starts = [part.starts for part in (config.expert_iteration, config.grpo) if part is not None]
+    if not has_traces(ladder) and any("sft" in chosen for chosen in starts):
+        raise ValueError(
+            "there are no traces to start from SFT with: give data.traces, or answers that show their solution and end "
+            "in '#### 24' or a box; or take the start 'sft' out of grpo.starts and expert_iteration.starts"
+        )
 
 
 def analyze_step(ladder: Ladder) -> ArtifactRef:

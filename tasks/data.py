@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from alignment_core.config import DataConfig, StudyConfig
+from alignment_core.planning import UNKNOWN_COUNT, is_planned
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import FilterStage, PrepareStage
@@ -44,6 +45,8 @@ def filter_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactR
 
 
 def count_traces(workspace: Workspace, traces: ArtifactRef) -> int:
-    """Rows of a prepare or filter artifact's trace set."""
+    """Rows of a prepare or filter artifact's trace set; a placeholder while planning."""
+    if is_planned(traces):
+        return UNKNOWN_COUNT
     with (workspace.store.path(traces) / "traces.jsonl").open("rb") as file:
         return sum(1 for _ in file)

@@ -6,6 +6,7 @@ from alignment_core.config import EvaluationConfig, SamplingConfig, Split, Study
 from alignment_core.records import ArtifactRef, EvalReport
 from alignment_core.seeding import derive_seed
 from alignment_core.stage_config import AnalyzeStage, Comparison, GradeStage, ReportStage, SampleStage
+from tasks.mlflow_format import flatten
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
@@ -86,9 +87,11 @@ def write_report(
         evaluations=tuple(item.comparison for item in evaluations),
         runs=tuple(runs),
         keys={name: ref.key for name, ref in inputs.items()},
+        accepted=tuple(workspace.accepted.values()),
+        settings=flatten(config.model_dump(mode="json")),
     )
     report = run_cached(workspace, "report", stage, inputs, "report")
-    for item in evaluations:
+    for item in evaluations if workspace.planner is None else ():
         summary = read_summary(workspace, item.grade)
         for metric in ("accuracy", "format_rate", "mean_length"):
             workspace.final_metrics[f"final/{item.comparison.name}/{metric}"] = getattr(summary, metric)

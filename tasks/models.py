@@ -42,9 +42,9 @@ def import_checkpoint(workspace: Workspace, source: str, revision: str | None, l
     Raises ValueError for a path without a folder, before anything waits for a hub that cannot know it.
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if is_path and not Path(source).is_dir():
-        raise ValueError(f"no model folder {source!r}: give a folder in Hugging Face layout, or a hub id owner/name")
     folder = Path(source).expanduser()
+    if is_path and not folder.is_dir():
+        raise ValueError(f"no model folder {source!r}: give a folder in Hugging Face layout, or a hub id owner/name")
     content = folder_identity(folder)
     where = source if content is None else str(folder.resolve())
     stage = ImportModelStage(source=where, revision=revision, content=content)

@@ -8,14 +8,17 @@ yet confirmed the stage's record: the artifact is then found, and its record sen
 
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from prefect import task
 
+from alignment_core.changes import explain_miss
 from alignment_core.config import Config
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import Event, StageOutcome, StageSpec, make_spec, run_stage
-from alignment_core.store import explain_miss
+from alignment_core.stage_config import AcceptedStage
+from alignment_core.store import Store
 from tasks.workspace import Workspace
 
 
@@ -24,12 +27,19 @@ def run_cached(
 ) -> ArtifactRef:
     """The artifact of one stage, computed at most once per key."""
     spec = make_spec(stage, config, inputs, label)
+    if workspace.planner is not None:
+        ref = workspace.planner.consider(spec)
+        note_accepted(workspace, label, ref, workspace.planner.stages[label].accepted)
+        return ref
     found = workspace.store.lookup(stage, spec.key)
+    if found.ref is not None and found.accepted:
+        spec = as_computed(workspace.store, spec, found.ref)
+    workspace.reached(label, stage, spec.key, "asked")
     unsent = workspace.tracker.is_pending(spec.key)
     if found.ref is None:
         reason = found.reason or explain_miss(workspace.store, spec.components, label)
     else:
-        reason = "its record had not reached MLflow" if unsent else "same key"
+        reason = "its record had not reached MLflow" if unsent else found.reason or "same key"
     configured = stage_task.with_options(
         name=stage,
         task_run_name=label.replace("{", "(").replace("}", ")"),
@@ -39,11 +49,27 @@ def run_cached(
     )
     result = configured(spec, workspace, reason)
     ref = found.ref or ArtifactRef.model_validate(result)  # the store knows better than an old record of Prefect's
+    note_accepted(workspace, label, ref, found.accepted)
     if label not in workspace.outcomes:
         cached = StageOutcome(ref=ref, how="cached", reason=reason, seconds=0.0)
         workspace.outcomes[label] = cached
+        workspace.reached(label, stage, ref.key, "cached")
         workspace.listener.finished(label, cached)
     return ref
+
+
+def note_accepted(workspace: Workspace, label: str, ref: ArtifactRef, reason: str) -> None:
+    """Remember, for the report, that a stage stands although its code changed; nothing to do if `reason` is empty."""
+    if reason:
+        seconds = workspace.store.manifest(ref.stage, ref.key).producer.seconds
+        workspace.accepted[label] = AcceptedStage(
+            label=label, stage=ref.stage, key=ref.key, seconds=round(seconds, 1), reason=reason
+        )
+
+
+def as_computed(store: Store, spec: StageSpec, kept: ArtifactRef) -> StageSpec:
+    """The spec under which an accepted artifact was computed: Prefect's and MLflow's records of it go by that key."""
+    return spec.model_copy(update={"key": kept.key, "components": store.manifest(kept.stage, kept.key).components})
 
 
 @task(persist_result=True, result_serializer="json", cache_result_in_memory=False)
@@ -57,16 +83,18 @@ def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, 
         workspace.tracker.stage_event(spec, event)
 
     try:
-        outcome = run_stage(workspace.store, spec, on_event, reason=reason)
+        outcome = run_stage(workspace.store, spec, on_event, workspace.annotations(), reason)
     except BaseException as error:
         log = workspace.store.root / ".work" / f"{spec.stage}-{spec.key}.error.txt"
-        log.parent.mkdir(exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # a full disk is told of by the error itself
+            log.parent.mkdir(exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
         error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]}); traceback: {log}")
         workspace.listener.failed(spec.label, error)
         workspace.tracker.stage_failed(spec)
         raise
     workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.path(outcome.ref))
     workspace.outcomes[spec.label] = outcome
+    workspace.reached(spec.label, spec.stage, outcome.ref.key, outcome.how)
     workspace.listener.finished(spec.label, outcome)
     return outcome.ref.model_dump()

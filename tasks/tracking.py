@@ -8,22 +8,28 @@ is sent from the store by the next run. All of it happens on one worker thread: 
 MLflow, and a study of which every stage is cached never imports it.
 """
 
-import fcntl
+import json
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignment_core.curves import milestones
+from alignment_core.journal import Began, PastRun
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import Event, StageOutcome, StageSpec, read_events
+from tasks.mlflow_format import as_table, flatten, locked, milliseconds, pending_marker
 
 BATCH = 1000
 """MLflow's own limit of metrics per call."""
 STAGE_KEY_TAG = "alignflow.stage_key"
+KIND_TAG = "alignflow.kind"
+"""`study` or the stage; every run of ours has it."""
+RUN_TAG = "alignflow.run"
+"""The study run (its id in the store's journal) that works on a run of MLflow, or last did."""
 
 
 class Tracker:
@@ -31,7 +37,7 @@ class Tracker:
 
     def __init__(self, root: Path, study: str, run_name: str, tags: Mapping[str, str]) -> None:
         self.root = root
-        self._session = _Session(root, study, run_name, dict(tags))
+        self._session = Session(root, study, run_name, dict(tags))
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -41,6 +47,7 @@ class Tracker:
         marker = pending_marker(self.root, spec.key)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
+        self._session.wanted = True
         self._put(lambda: self._session.open_stage(spec))
 
     def is_pending(self, key: str) -> bool:
@@ -59,6 +66,15 @@ class Tracker:
         """Mark the child run failed."""
         self._put(lambda: self._session.fail_stage(spec.key))
 
+    def close_killed(self, run: PastRun) -> None:
+        """Close the parent run, and the stage runs left running, of a study run whose process is dead."""
+
+        def close() -> None:
+            self._session.close_killed(run)
+            run.note_closed()
+
+        self._put(close)
+
     def study_finished(
         self,
         status: str,
@@ -67,8 +83,9 @@ class Tracker:
         outcomes: Mapping[str, StageOutcome],
     ) -> None:
         """Final metrics, report and stages on the parent run, if there is one (all cached: there is none)."""
-        if self._thread is not None:
-            self._put(lambda: self._session.close_study(status, dict(metrics), artifacts, dict(outcomes)))
+        if self._session.wanted:
+            came = {label: (outcome.how, outcome.ref.key) for label, outcome in outcomes.items()}
+            self._put(lambda: self._session.close_study(status, dict(metrics), artifacts, came))
 
     def close(self) -> None:
         """Wait until everything is written; raise what went wrong, if anything did."""
@@ -104,16 +121,41 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlruns' / 'mlflow.db').resolve()}"
 
 
-def pending_marker(root: Path, key: str) -> Path:
-    """The file that says: this stage began, and its record is not all in MLflow yet."""
-    return root / "mlruns" / "pending" / key
+def run_tags(began: Began) -> dict[str, str]:
+    """What a parent run tells of its process."""
+    who = {"run": began.run, "host": began.host, "pid": str(began.pid), "boot": began.boot, "flow_run": began.flow_run}
+    return {**began.tags, **{f"alignflow.{name}": value for name, value in who.items() if value}}
 
 
-class _Session:
-    """The MLflow side, on the worker thread only."""
+def connect(uri: str) -> Any:
+    """MLflow's client of a tracking server or database."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A pooled connection would go on writing to a database that a rebuild has replaced.
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    import mlflow
 
-    def __init__(self, root: Path, study: str, run_name: str, tags: dict[str, str]) -> None:
+    return mlflow.MlflowClient(uri)
+
+
+class Session:
+    """The MLflow side of one study run; `Tracker` uses it on its worker thread only."""
+
+    def __init__(
+        self,
+        root: Path,
+        study: str,
+        run_name: str,
+        tags: dict[str, str],
+        uri: str | None = None,
+        began: float | None = None,
+        with_parent: bool = True,
+    ) -> None:
+        """`uri`, `began`: where to write, and when the study run began; default is the usual place, and now."""
+        self._with_parent = with_parent
         self.root, self.study, self.run_name, self.tags = root, study, run_name, tags
+        self.uri, self.began = uri or tracking_uri(root), began
+        self.wanted = False
+        """Whether a stage had to run, so that this study run is worth a parent run."""
         self._client: Any = None
         self._parent = ""
         self._specs: dict[str, StageSpec] = {}
@@ -127,48 +169,50 @@ class _Session:
         """The client, the experiment and the parent run, once."""
         if self._client is not None:
             return self._client
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import mlflow
-
-        local = not os.environ.get("MLFLOW_TRACKING_URI")
+        local = self.uri.startswith("sqlite:")
         location = (self.root / "mlruns" / "artifacts" / self.study).resolve().as_uri() if local else None
         # Two processes that make the same database at once break each other's migrations.
-        with _locked(self.root / "mlruns" / ".lock"):
-            client = mlflow.MlflowClient(tracking_uri(self.root))
+        with locked(self.root / "mlruns" / ".lock"):
+            client = connect(self.uri)
             experiment = client.get_experiment_by_name(self.study)
             self._experiment = (
                 experiment.experiment_id
                 if experiment
                 else client.create_experiment(self.study, artifact_location=location)
             )
-        parent = client.create_run(
-            self._experiment, run_name=self.run_name, tags={**self.tags, "alignflow.kind": "study"}
-        )
-        self._parent = parent.info.run_id
+        if self._with_parent:
+            tags, start = {**self.tags, KIND_TAG: "study"}, milliseconds(self.began)
+            parent = client.create_run(self._experiment, run_name=self.run_name, tags=tags, start_time=start)
+            self._parent = parent.info.run_id
         self._client = client
         return client
 
-    def open_stage(self, spec: StageSpec) -> None:
+    def open_stage(self, spec: StageSpec, began: float | None = None) -> None:
+        """Find the run of this stage key, or make one that began at a Unix time (default: now)."""
         client = self._connect()
         found = client.search_runs([self._experiment], f"tags.`{STAGE_KEY_TAG}` = '{spec.key}'", max_results=1)
         self._specs[spec.key], self._held[spec.key], self._sent[spec.key] = spec, [], 0
         if not found:
-            self._create_stage_run(spec)
+            self._create_stage_run(spec, began)
             return
         self._found[spec.key] = found[0], time.time()
         self._runs[spec.key] = found[0].info.run_id
         if found[0].info.status != "FINISHED":
             client.update_run(found[0].info.run_id, status="RUNNING")
+            if RUN_TAG in self.tags:
+                client.set_tag(found[0].info.run_id, RUN_TAG, self.tags[RUN_TAG])
 
-    def _create_stage_run(self, spec: StageSpec) -> None:
+    def _create_stage_run(self, spec: StageSpec, began: float | None = None) -> None:
         inputs = ", ".join(f"{name}={ref.stage}/{ref.key[:12]}" for name, ref in spec.inputs.items())
         tags = {
             STAGE_KEY_TAG: spec.key,
-            "alignflow.kind": spec.stage,
+            KIND_TAG: spec.stage,
             "alignflow.inputs": inputs,
-            "mlflow.parentRunId": self._parent,
+            **({"mlflow.parentRunId": self._parent} if self._parent else {}),
+            **{name: value for name, value in self.tags.items() if name == RUN_TAG},
         }
-        run = self._client.create_run(self._experiment, run_name=spec.label, tags=tags)
+        start = milliseconds(began)
+        run = self._client.create_run(self._experiment, run_name=spec.label, tags=tags, start_time=start)
         self._runs[spec.key] = run.info.run_id
         self._log_params(run.info.run_id, spec.config)
 
@@ -197,28 +241,31 @@ class _Session:
             self._held[key].append(event)
 
     def _forward(self, key: str) -> None:
-        from mlflow.entities import Metric
-
         self._sent[key] += len(self._held[key])
+        self._log_points(self._runs[key], self._held[key])
+        self._held[key] = []
+
+    def _log_points(self, run_id: str, points: list[Event]) -> None:
+        from mlflow.entities import Metric
 
         metrics = [
             Metric(name, value, int(event.time * 1000), event.step)
-            for event in self._held[key]
+            for event in points
             for name, value in event.metrics.items()
         ]
         for start in range(0, len(metrics), BATCH):
-            self._client.log_batch(self._runs[key], metrics=metrics[start : start + BATCH])
-        self._held[key] = []
+            self._client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
-    def close_stage(self, key: str, ref: ArtifactRef, artifact: Path) -> None:
+    def close_stage(self, key: str, ref: ArtifactRef, artifact: Path, ended: float | None = None) -> None:
+        """Send what is missing of a published stage's record; its run ended at a Unix time (default: now)."""
         marker = pending_marker(self.root, key)
-        with _locked(marker):
+        with locked(marker):
             run = self._client.get_run(self._runs[key])
             if run.info.status != "FINISHED" or run.data.tags.get("alignflow.digest") != ref.digest:
-                self._send_record(key, ref, artifact)
+                self._send_record(key, ref, artifact, ended)
             marker.unlink(missing_ok=True)
 
-    def _send_record(self, key: str, ref: ArtifactRef, artifact: Path) -> None:
+    def _send_record(self, key: str, ref: ArtifactRef, artifact: Path, ended: float | None) -> None:
         """What the published record holds beyond the points sent so far: all of it, if another process computed it."""
         points = [event for event in read_events(artifact) if event.kind == "point"]
         for event in points[:1]:
@@ -228,68 +275,65 @@ class _Session:
         run_id, client = self._runs[key], self._client
         client.set_tag(run_id, "alignflow.artifact", f"{ref.stage}/{ref.key}")
         client.set_tag(run_id, "alignflow.digest", ref.digest)
+        self._log_points(run_id, milestones(points))
+        self._log_tables(run_id, artifact)
+        for path in sorted(artifact.glob("*.json")):
+            if path.name != "manifest.json":
+                client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED", end_time=milliseconds(ended))
+
+    def _log_tables(self, run_id: str, artifact: Path) -> None:
+        """Each table whole: MLflow's own `log_table` appends, and would double rows that a kill cut off."""
         tables: dict[str, list[dict[str, Any]]] = {}
         for event in read_events(artifact):
             if event.kind == "rows":
                 tables.setdefault(event.name, []).extend({"step": event.step, **row} for row in event.rows)
         for name, rows in tables.items():
-            client.log_table(run_id, data=as_columns(rows), artifact_file=f"{name}.json")
-        for path in sorted(artifact.glob("*.json")):
-            if path.name != "manifest.json":
-                client.log_artifact(run_id, str(path))
-        client.set_terminated(run_id, "FINISHED")
+            self._client.log_dict(run_id, as_table(rows), f"{name}.json")
+        if tables:
+            listed = [{"path": f"{name}.json", "type": "table"} for name in tables]
+            self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(listed))
 
     def fail_stage(self, key: str) -> None:
         if key in self._runs:
             self._client.set_terminated(self._runs[key], "FAILED")
 
-    def close_study(
-        self, status: str, metrics: dict[str, float], artifacts: list[Path], outcomes: dict[str, StageOutcome]
-    ) -> None:
-        from mlflow.entities import Metric
+    def close_killed(self, run: PastRun) -> None:
+        """End the parent run and the stage runs that a dead process left running, as KILLED if nobody knows better."""
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
+            return
+        client = connect(self.uri)
+        experiment = client.get_experiment_by_name(run.began.study)
+        if experiment is None:
+            return
+        status = run.ended.status if run.ended else "KILLED"
+        where = f"tags.`{RUN_TAG}` = '{run.began.run}' and attributes.status = 'RUNNING'"
+        for left in client.search_runs([experiment.experiment_id], where, max_results=5000):
+            client.set_terminated(left.info.run_id, status if left.data.tags[KIND_TAG] == "study" else "KILLED")
 
+    def close_study(
+        self,
+        status: str,
+        metrics: dict[str, float],
+        artifacts: list[Path],
+        outcomes: Mapping[str, tuple[str, str]],
+        ended: float | None = None,
+    ) -> None:
+        """`outcomes`: stage label -> (how its artifact was had, key). Ended at a Unix time (default: now)."""
         client = self._connect()
-        now = int(time.time() * 1000)
-        entries = [Metric(name, value, now, 0) for name, value in metrics.items()]
-        for start in range(0, len(entries), BATCH):
-            client.log_batch(self._parent, metrics=entries[start : start + BATCH])
+        moment = time.time() if ended is None else ended
+        self._log_points(self._parent, [Event(kind="point", step=0, time=moment, metrics=metrics)])
         for path in artifacts:
             client.log_artifacts(self._parent, str(path), path.name) if path.is_dir() else client.log_artifact(
                 self._parent, str(path)
             )
         client.log_dict(self._parent, self._links(outcomes), "stages.json")
-        client.set_terminated(self._parent, status)
+        client.set_terminated(self._parent, status, end_time=milliseconds(moment))
 
-    def _links(self, outcomes: dict[str, StageOutcome]) -> dict[str, dict[str, str]]:
+    def _links(self, outcomes: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
         """Stage label -> how it came, its key, and the run that computed it, in whichever study run that was."""
-        runs = self._client.search_runs([self._experiment], "tags.`alignflow.kind` != 'study'", max_results=5000)
+        runs = self._client.search_runs([self._experiment], f"tags.`{KIND_TAG}` != 'study'", max_results=5000)
         by_key = {run.data.tags.get(STAGE_KEY_TAG): run.info.run_id for run in runs}
         return {
-            label: {"how": outcome.how, "key": outcome.ref.key, "run_id": by_key.get(outcome.ref.key, "")}
-            for label, outcome in outcomes.items()
+            label: {"how": how, "key": key, "run_id": by_key.get(key, "")} for label, (how, key) in outcomes.items()
         }
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an flock on a file: one process at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def flatten(value: object, prefix: str = "") -> dict[str, str]:
-    """Leaves of nested settings by dotted name, as text; lists stay whole."""
-    if isinstance(value, dict):
-        flat: dict[str, str] = {}
-        for name, item in value.items():
-            flat.update(flatten(item, f"{prefix}.{name}" if prefix else name))
-        return flat
-    return {prefix: str(value)}
-
-
-def as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows to columns, missing cells empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name, "") for row in rows] for name in names}

@@ -1,15 +1,27 @@
 """Where a study runs: root folder, store, tracker, and whoever watches."""
 
+import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+from prefect import runtime
+
+from alignment_core.journal import PastRun, RunJournal, begin_run, dead_runs
+from alignment_core.planning import Planner
 from alignment_core.stage import StageOutcome
+from alignment_core.stage_config import AcceptedStage
 from alignment_core.store import Store
 from tasks.progress import Listener, LogListener
-from tasks.tracking import Tracker
+from tasks.rebuild import settle
+from tasks.recovery import crash_flow_run
+from tasks.roots import require_writable
+from tasks.tracking import Tracker, run_tags
+
+logger = logging.getLogger("alignflow")
 
 
 @dataclass
@@ -22,9 +34,24 @@ class Workspace:
     listener: Listener
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     """By stage label, in the order in which they ended."""
+    accepted: dict[str, AcceptedStage] = field(default_factory=dict)
+    """By stage label, those that stand although their code changed."""
     final_metrics: dict[str, float] = field(default_factory=dict)
     """For the parent run in MLflow."""
     final_artifacts: list[Path] = field(default_factory=list)
+    journal: RunJournal | None = None
+    """Which artifacts this study run stands on, while it is under way."""
+    planner: Planner | None = None
+    """Answers for every stage in a workspace that only plans; None in one that computes."""
+
+    def annotations(self) -> dict[str, str]:
+        """What an artifact's manifest says of the study run that computed it."""
+        return {"run": self.journal.began.run, "study": self.journal.began.study} if self.journal is not None else {}
+
+    def reached(self, label: str, stage: str, key: str, how: Literal["asked", "cached", "ran", "resumed"]) -> None:
+        """Note in the journal that this study run stands on an artifact."""
+        if self.journal is not None:
+            self.journal.reached(label, stage, key, how)
 
 
 _listener: Listener = LogListener()
@@ -37,29 +64,64 @@ def watch_with(listener: Listener) -> None:
 
 
 @contextmanager
-def open_workspace(root: str | None, study: str, run_name: str) -> Iterator[Workspace]:
+def open_workspace(
+    root: str | None, study: str, run_name: str, request: dict[str, Any] | None = None
+) -> Iterator[Workspace]:
     """The workspace under `root` (default: the current folder); its MLflow run ends with the block.
 
+    What a kill left open there is closed first. request: flow, preset and overrides, for the journal.
     Raises ValueError with the remedy if the root cannot be written.
     """
     folder = Path(root or ".").resolve()
+    store = Store(require_writable(folder))
+    settle(folder, store, logger.warning)
+    dead, flow_run = dead_runs(store.root), runtime.flow_run.id or ""
+    tags = {"alignflow.git_sha": git_sha()}
+    journal = begin_run(store.root, study, run_name, request, tags, flow_run)
+    tracker = Tracker(folder, study, run_name, run_tags(journal.began))
+    workspace = Workspace(folder, store, tracker, _listener, journal=journal)
+    shown = False
     try:
-        (folder / "data" / "store").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write under {folder}: {error}. Choose another folder with --root") from error
-    tracker = Tracker(folder, study, run_name, {"alignflow.git_sha": git_sha()})
-    workspace = Workspace(folder, Store(folder / "data" / "store"), tracker, _listener)
-    try:
+        _close_dead(dead, tracker, flow_run)
         yield workspace
+        _end(workspace, journal, "FINISHED", workspace.final_artifacts)
+        tracker.close()
+        shown = True
     except BaseException as error:
-        tracker.study_finished("FAILED", workspace.final_metrics, [], workspace.outcomes)
-        try:
-            tracker.close()
-        except RuntimeError as outage:
-            error.add_note(str(outage))  # beside the reason why the study failed, not in its place
+        if not shown and not journal.ended:
+            _end(workspace, journal, "FAILED", [])
+            try:
+                tracker.close()
+                shown = True
+            except RuntimeError as outage:
+                error.add_note(str(outage))  # beside the reason why the study failed, not in its place
         raise
-    tracker.study_finished("FINISHED", workspace.final_metrics, workspace.final_artifacts, workspace.outcomes)
-    tracker.close()
+    finally:
+        workspace.journal = None
+        journal.release(shown)
+
+
+def _end(workspace: Workspace, journal: RunJournal, status: Literal["FINISHED", "FAILED"], results: list[Path]) -> None:
+    workspace.tracker.study_finished(status, workspace.final_metrics, results, workspace.outcomes)
+    files = [path.relative_to(workspace.store.root).as_posix() for path in results]
+    journal.end(status, workspace.final_metrics, files)
+
+
+def _close_dead(dead: list[PastRun], tracker: Tracker, current: str) -> None:
+    """Close what study runs whose process died left open: their flow runs, then their runs in MLflow."""
+    for run in dead:
+        if run.ended is None:
+            logger.warning("%s (pid %d) was killed: its runs are closed", run.began.name, run.began.pid)
+        if run.began.flow_run and run.began.flow_run != current:  # the same one again is a retry
+            crash_flow_run(run.began.flow_run, f"its process (pid {run.began.pid} on {run.began.host}) died")
+        tracker.close_killed(run)
+
+
+def planning_workspace(root: str | None) -> Workspace:
+    """A workspace in which nothing is computed and nothing written: each stage is noted in the plan."""
+    folder = Path(root or ".").resolve()
+    store = Store(folder / "data" / "store")
+    return Workspace(folder, store, Tracker(folder, "plan", "plan", {}), _listener, planner=Planner(store))
 
 
 def git_sha() -> str:

@@ -1,5 +1,7 @@
 """What a code fingerprint feels, and what it does not."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from alignment_core import fingerprint as room
+
+ROOT = Path(__file__).parents[1]
 
 BASE = {
     "losses.py": '''"""Room."""
@@ -170,3 +174,52 @@ def test_a_grader_edit_retrains_no_sft_run_but_every_policy_gradient_run() -> No
     assert grading not in room.fingerprint("alignment_core.stages.sft:run").definitions
     assert grading in room.fingerprint("alignment_core.stages.grpo:run").definitions
     assert grading in room.fingerprint("alignment_core.stages.grade:run").definitions
+
+
+def other_interpreter() -> str:
+    """A real Python of the other supported version; skips loudly where there is none."""
+    wanted = "3.12" if sys.version_info[:2] == (3, 11) else "3.11"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{wanted}"), *map(str, sorted(pyenv.glob(f"{wanted}*/bin/python{wanted}")))]
+    for python in filter(None, found):
+        asked = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        if subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == wanted:
+            return python
+    pytest.skip(f"no Python {wanted} on PATH or under {pyenv}: whether both give the same keys is not tested")
+
+
+TRICKY = """
+def run(config):
+    name, width = "x\u00e9\U0001fae8", 3
+    nested = f"{name!r:>{width}}" "and" f" {config['a']:.{width}f}" "{braces}"
+    if (found := nested) and not (yield):
+        match found:
+            case {"k": [1, *rest], **others} if rest:
+                return lambda *, a=1e400, b=-0.0: (a, b, 10**40, 0x10, 1_000, rest, others)
+    with open(name) as one, open(name) as two:
+        return [*one, *two, b"\\xff", ..., None, 1j, """
+TRICKY += '"""text""", rb"raw"]\n'
+
+
+def test_both_python_versions_give_every_stage_the_same_fingerprint(package: Path) -> None:
+    """The other interpreter has none of our packages: the room needs the standard library alone."""
+    (package / "stages" / "demo.py").write_text(TRICKY)
+    stages = [path.stem for path in (ROOT / "alignment_core" / "stages").glob("*.py") if "CONFIG =" in path.read_text()]
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom alignment_core import fingerprint as room\n"
+        f"shown = [room.fingerprint(f'alignment_core.stages.{{stage}}:run').definitions for stage in {stages!r}]\n"
+        "for cached in (room.fingerprint, room._snapshot, room._source, room.read_module): cached.cache_clear()\n"
+        f"room.ROOT = Path({str(package)!r})\n"
+        "print(json.dumps([shown, room.fingerprint('alignment_core.stages.demo:run').definitions]))"
+    )
+    shown = [
+        subprocess.run(
+            [python, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for python in (sys.executable, other_interpreter())
+    ]
+    assert len(stages) >= 10
+    assert shown[0] == shown[1]

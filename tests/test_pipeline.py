@@ -23,7 +23,13 @@ def alignflow(tmp_path_factory: pytest.TempPathFactory) -> Alignflow:
     """The command with a home of its own, so that Prefect's records start empty."""
     home = tmp_path_factory.mktemp("home")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    environment = {**clean, "HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200"}
+    environment = {
+        **clean,
+        "HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def call(*arguments: str, prefix: tuple[str, ...] = (), check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [COMMAND[0], *prefix, *COMMAND[1:], *arguments]

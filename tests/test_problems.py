@@ -139,6 +139,12 @@ def test_empty_file_missing_file_and_bare_folder_are_refused(tmp_path):
             load_problems(str(source), "jsonl", "train", THINK, [])
 
 
+@pytest.fixture
+def reachable(monkeypatch):
+    """The hub answers, whatever this machine's network."""
+    monkeypatch.setattr("alignment_core.problem_sources.require_hub", lambda source: None)
+
+
 def hub(tables, configs):
     def load_dataset(name, config, split, revision):
         if (config, split) not in tables:
@@ -148,6 +154,7 @@ def hub(tables, configs):
     return SimpleNamespace(load_dataset=load_dataset, get_dataset_config_names=lambda name, revision: configs)
 
 
+@pytest.mark.usefixtures("reachable")
 def test_hub_id_takes_the_main_configuration_and_both_splits(monkeypatch):
     tables = {("main", "train"): gsm8k_rows(5), ("main", "test"): gsm8k_rows(2, start=50)}
     monkeypatch.setitem(sys.modules, "datasets", hub(tables, ["main", "socratic"]))
@@ -155,6 +162,7 @@ def test_hub_id_takes_the_main_configuration_and_both_splits(monkeypatch):
     assert (len(prepared.train), len(prepared.dev), len(prepared.test)) == (4, 1, 2)
 
 
+@pytest.mark.usefixtures("reachable")
 def test_hub_math_joins_its_subjects_and_others_must_choose(monkeypatch):
     tables = {(name, "train"): [{"problem": f"{name}?", "solution": r"\boxed{1}"}] for name in ("algebra", "geometry")}
     monkeypatch.setitem(sys.modules, "datasets", hub(tables, ["geometry", "algebra"]))
@@ -168,6 +176,7 @@ def test_hub_math_joins_its_subjects_and_others_must_choose(monkeypatch):
         load_problems("owner/math", "math", "test", THINK, [])
 
 
+@pytest.mark.usefixtures("reachable")
 def test_unreachable_hub_asks_for_a_local_path(monkeypatch):
     def unreachable(name, revision):
         raise ConnectionError("Couldn't reach the Hub")

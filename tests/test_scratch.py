@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from alignment_core.arithmetic import generate_splits
 from alignment_core.config import ArithmeticConfig, ScratchModelConfig
 from alignment_core.corpus import pretraining_documents
+from alignment_core.model_size import scratch_size
 from alignment_core.prompts import read_template
 from alignment_core.scratch import END_OF_TEXT, build_model, train_tokenizer
 
@@ -94,3 +95,10 @@ def test_no_dropout_makes_training_mode_deterministic():
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of num_attention_heads 3"):
         build_model(ScratchModelConfig(num_attention_heads=3), TOKENIZER, 0)
+
+
+def test_the_forecast_of_its_size_is_exact_where_the_vocabulary_is_full():
+    shape = SMALL.model_copy(update={"vocab_size": len(TOKENIZER)})
+    assert scratch_size(shape).parameters == sum(
+        weight.numel() for weight in build_model(shape, TOKENIZER, 0).parameters()
+    )

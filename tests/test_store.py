@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from alignment_core.changes import differences, explain_miss
 from alignment_core.records import ArtifactRef
-from alignment_core.store import Components, ManifestDraft, Producer, Store, differences, explain_miss
+from alignment_core.store import Components, ManifestDraft, Producer, Store
 
 COMPONENTS = Components(
     stage="demo",

@@ -11,6 +11,7 @@ from alignment_core.records import ArtifactRef
 from alignment_core.stage import make_spec
 from alignment_core.stage_config import ImportModelStage, ReportStage
 from alignment_core.store import ManifestDraft, Producer
+from flows.settings import load_config
 from tasks import evaluation, models, stages
 from tasks.progress import LogListener
 from tasks.workspace import Workspace, open_workspace
@@ -90,7 +91,7 @@ def test_the_report_feels_a_training_run_that_gave_the_same_weights(
         return ArtifactRef(stage=stage, key="r", digest="r")
 
     monkeypatch.setattr(evaluation, "run_cached", capture)
-    config: Any = SimpleNamespace(name="study", description="")
+    config = load_config("tiny")
     for key in ("every 50 steps", "every 10 steps"):
         runs = {"sft/full": ArtifactRef(stage="sft", key=key, digest="same weights")}
         evaluation.write_report(workspace, config, [], runs, {})

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from alignment_core.hub import loading_options
+from alignment_core.model_folders import require_complete
 from alignment_core.models import load_tokenizer
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import ImportModelStage
@@ -15,8 +17,10 @@ CONFIG = ImportModelStage
 
 def run(config: ImportModelStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
     """Write identity.json (content, part of the digest) and record/location.json (where it lies, not part of it)."""
+    if Path(config.source).is_dir():
+        require_complete(Path(config.source))
     tokenizer = load_tokenizer(config.source, config.revision)
-    model = AutoConfig.from_pretrained(config.source, revision=config.revision)
+    model = AutoConfig.from_pretrained(config.source, **loading_options(config.source, config.revision))
     revision = getattr(model, "_commit_hash", None) or config.revision
     identity = {
         "source": config.content or config.source,

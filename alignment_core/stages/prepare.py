@@ -23,3 +23,9 @@ def run(config: PrepareStage, inputs: Mapping[str, Path], output: Path, run: Run
     (output / "notes.json").write_text(json.dumps(prepared.notes, indent=1), encoding="utf-8")
     (output / "template.txt").write_text(config.template, encoding="utf-8")
     run.emit(0, {f"data/{name}": count for name, count in counts.items()})
+    run.say(", ".join(f"{int(count)} {name}" for name, count in counts.items()) + " rows")
+    if prepared.notes:
+        run.say(f"{len(prepared.notes)} rows needed care; the first: {prepared.notes[0]}; all are in notes.json")
+    leaks = {name: found["across"] for name, found in prepared.leakage.items() if isinstance(found, dict)}
+    if any(leaks.values()):
+        run.say(f"equal questions in different splits, by normalisation: {leaks}; the pairs are in leakage.json")

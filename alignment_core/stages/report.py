@@ -1,7 +1,7 @@
 """Stage `report`: the study's page and its figures, from the records of the stages it shows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from alignment_core.analysis import Analysis
 from alignment_core.report import ReportData, StageRow, draw_figures, render
 from alignment_core.runs import RunContext
 from alignment_core.stage import read_events
-from alignment_core.stage_config import ReportStage
+from alignment_core.stage_config import AcceptedStage, ReportStage
 from alignment_core.store import MANIFEST, Manifest
 
 CONFIG = ReportStage
@@ -29,7 +29,8 @@ def run(config: ReportStage, inputs: Mapping[str, Path], output: Path, run: RunC
         curves={name: read_curve(inputs[name]) for name in config.runs},
         rollouts={name: rows for name in config.runs if (rows := read_rollouts(inputs[name]))},
         examples={name: read_json(folder / "examples.json") for name, folder in grades.items()},
-        stages=[stage_row(folder) for folder in inputs.values()],
+        stages=stage_rows([*inputs.values()], config.accepted),
+        settings=config.settings,
     )
     figures = draw_figures(data)
     (output / "report.html").write_text(render(data, figures), encoding="utf-8")
@@ -59,6 +60,18 @@ def read_rollouts(artifact: Path) -> list[dict[str, Any]]:
     ]
     stride = max(1, len(rows) // ROLLOUT_ROWS)
     return rows[::stride][:ROLLOUT_ROWS]
+
+
+def stage_rows(artifacts: Sequence[Path], accepted: Sequence[AcceptedStage]) -> list[StageRow]:
+    """A row per input, those of older code marked, and one per other stage of the study that is of older code."""
+    reasons = {one.key: one.reason for one in accepted}
+    rows = [stage_row(folder) for folder in artifacts]
+    shown = [row.model_copy(update={"accepted": reasons.get(row.key, "")}) for row in rows]
+    others = [one for one in accepted if one.key not in {row.key for row in rows}]
+    return shown + [
+        StageRow(label=one.label, stage=one.stage, key=one.key, seconds=one.seconds, accepted=one.reason)
+        for one in others
+    ]
 
 
 def stage_row(artifact: Path) -> StageRow:

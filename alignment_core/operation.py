@@ -1,0 +1,31 @@
+"""How a stage is operated on this machine: in no key, but worth knowing when it goes on elsewhere."""
+
+import os
+import sys
+
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is due this long after the last one: what a kill may cost."""
+
+
+def checkpoint_period() -> float:
+    """Seconds between checkpoints: ALIGNFLOW_CHECKPOINT_SECONDS, else CHECKPOINT_SECONDS; ValueError if not >= 0."""
+    text = os.environ.get("ALIGNFLOW_CHECKPOINT_SECONDS", "").strip()
+    try:
+        period = float(text or CHECKPOINT_SECONDS)
+    except ValueError:
+        period = -1.0
+    if not period >= 0:
+        raise ValueError(f"ALIGNFLOW_CHECKPOINT_SECONDS={text!r} is no number of seconds: set e.g. 60, or unset it")
+    return period
+
+
+def computed_on() -> dict[str, object]:
+    """What a bit-equal resume needs to find again, beside what is in the key; empty where torch is not in use."""
+    torch = sys.modules.get("torch")
+    return {} if torch is None else {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+
+def differing(then: dict[str, object]) -> str:
+    """What this process computes on, where it is not what the saved one had, in words; empty if nothing."""
+    now = computed_on()
+    return ", ".join(f"{name} {then[name]} -> {now[name]}" for name in now if then.get(name, now[name]) != now[name])

@@ -1,0 +1,191 @@
+"""What a study would compute, before anything does: the answer of the store to every stage, and what disk it takes.
+
+A `Planner` is asked for artifacts in the order in which a study asks for them. It answers with the store's where
+there is one, else with a placeholder, so that the stages after it can be told apart: those that run for reasons of
+their own from those that run only if what is before them comes out differently. Nothing is written.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from alignment_core.changes import differences, explain_miss
+from alignment_core.config import ScratchModelConfig
+from alignment_core.model_size import CHECKPOINT_BYTES, WEIGHT_BYTES, ModelSize, checkpoint_size, scratch_size
+from alignment_core.records import ArtifactRef, Record
+from alignment_core.stage import StageRun, StageSpec
+from alignment_core.store import Components, Store
+
+PLANNED = "planned: "
+"""How the digest of a placeholder begins, and its key where that is unknown too; the label of its stage follows."""
+UNKNOWN_COUNT = -1
+"""Stands in a stage's settings for a count that only an artifact to come can tell."""
+CHECKPOINTS_AT_ONCE = 3
+"""The last one, the best one, and the one that is being written."""
+WRITES_MODEL = "alignment_core.models.save_model"
+WRITES_CHECKPOINT = "alignment_core.checkpoints.write_checkpoint"
+
+Status = Literal["cached", "run", "unknown"]
+
+
+class PlannedStage(Record):
+    """One stage of a study and what would become of it."""
+
+    label: str
+    stage: str
+    key: str | None
+    """None where the key depends on the result of a stage that has to run first."""
+    status: Status
+    reason: str
+    publishes: bool
+    """Whether the stage leaves weights behind."""
+    trains: bool
+    """Whether it writes checkpoints of model and optimizer on its way."""
+    accepted: str = ""
+    """Why an artifact of older code stands, if one does."""
+    model: ModelSize | None
+    """Size of the model it works on, where known."""
+
+    def weight_bytes(self) -> int:
+        """What its weights will take; 0 if there are none, or their size is unknown."""
+        return WEIGHT_BYTES * self.model.parameters if self.publishes and self.model else 0
+
+    def checkpoint_bytes(self) -> int:
+        """What one of its checkpoints takes; 0 if there are none, or their size is unknown."""
+        return CHECKPOINT_BYTES * self.model.parameters if self.trains and self.model else 0
+
+
+class Plan(Record):
+    """Every stage of a study, in the order in which it asks for them."""
+
+    stages: list[PlannedStage]
+
+    def to_compute(self) -> list[PlannedStage]:
+        """The stages that run, and those that may."""
+        return [one for one in self.stages if one.status != "cached"]
+
+    def weight_bytes(self) -> int:
+        """Most that weights will be added to the store."""
+        return sum(one.weight_bytes() for one in self.to_compute())
+
+    def checkpoint_bytes(self) -> int:
+        """Most that checkpoints take at any time: those of one stage, dropped when it is published."""
+        return CHECKPOINTS_AT_ONCE * max((one.checkpoint_bytes() for one in self.to_compute()), default=0)
+
+    def unsized(self) -> list[PlannedStage]:
+        """Training stages that the forecast leaves out, since nobody knows the size of their model yet."""
+        return [one for one in self.to_compute() if (one.trains or one.publishes) and one.model is None]
+
+
+def is_planned(ref: ArtifactRef) -> bool:
+    """Whether a reference is a placeholder, with no artifact behind it."""
+    return ref.digest.startswith(PLANNED)
+
+
+class Planner:
+    """Answers in the place of a store, and keeps the plan."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.stages: dict[str, PlannedStage] = {}
+        self._sizes: dict[str, ModelSize | None] = {}
+        """Size of the model in an artifact, by key."""
+        self._ledger = store.ledger()
+
+    def plan(self) -> Plan:
+        """What was asked for so far."""
+        return Plan(stages=list(self.stages.values()))
+
+    def consider(self, spec: StageSpec) -> ArtifactRef:
+        """Take a stage into the plan; the store's artifact if it has one, else a placeholder."""
+        behind = sorted({ref.digest.removeprefix(PLANNED) for ref in spec.inputs.values() if is_planned(ref)})
+        key = None if behind else spec.key
+        placeholder = f"{PLANNED}{spec.label}"
+        ref = ArtifactRef(stage=spec.stage, key=key or placeholder, digest=placeholder)
+        status: Status
+        accepted = ""
+        if behind:
+            status, reason = self._after(spec, _name_some(behind))
+        else:
+            found = self.store.lookup(spec.stage, spec.key)
+            ref = found.ref or ref
+            status = "run" if found.ref is None else "cached"
+            accepted = found.accepted
+            reason = found.reason or ("same key" if found.ref else self._why(spec))
+        size = self._sizes[ref.key] = self._model_size(spec, ref)
+        self.stages[spec.label] = PlannedStage(
+            label=spec.label,
+            stage=spec.stage,
+            key=None if key is None else ref.key,
+            status=status,
+            reason=reason,
+            publishes=WRITES_MODEL in spec.components.code,
+            trains=WRITES_CHECKPOINT in spec.components.code,
+            accepted=accepted,
+            model=size,
+        )
+        return ref
+
+    def _after(self, spec: StageSpec, depends: str) -> tuple[Status, str]:
+        """What becomes of a stage behind one that has to run.
+
+        It may be cached if what it depends on comes out as it once did. It runs for certain if it differs in
+        anything else from every artifact of its label.
+        """
+        own = "first run"
+        for newest, previous in enumerate(self._previous(spec)):
+            # As if the results to come were those of that time: what then still differs, differs for certain.
+            alike = previous.model_copy(
+                update={
+                    "inputs": _overlay(previous.inputs, spec.components.inputs),
+                    "config": _overlay(previous.config, spec.components.config),
+                }
+            )
+            changed = differences(alike, spec.components)
+            if not changed:
+                return "unknown", depends
+            own = "; ".join(changed) if newest == 0 else own
+        return "run", f"{own}; {depends}"
+
+    def _previous(self, spec: StageSpec) -> Iterator[Components]:
+        """What the artifacts of this stage and label were made of, newest first, and what they were accepted for."""
+        for line in reversed(self._ledger):
+            if (line["stage"], line["label"]) == (spec.stage, spec.label):
+                with suppress(FileNotFoundError, ValidationError):
+                    manifest = self.store.manifest(line["stage"], line["key"])
+                    yield manifest.components
+                    yield from (one.components for one in self.store.acceptances(manifest.ref()))
+
+    def _why(self, spec: StageSpec) -> str:
+        """Why a stage runs whose key is known, and how far an earlier attempt got."""
+        checkpoint = StageRun(self.store.root / ".work" / f"{spec.stage}-{spec.key}").latest_checkpoint()
+        progress = "" if checkpoint is None else f"; goes on from step {int(checkpoint.name)}"
+        return explain_miss(self.store, spec.components, spec.label) + progress
+
+    def _model_size(self, spec: StageSpec, ref: ArtifactRef) -> ModelSize | None:
+        """Size of the model a stage makes, imports or works on; that of a finished one is read from its folder."""
+        if spec.stage == "import_model":
+            return checkpoint_size(spec.config["source"], spec.config["revision"])
+        folder = self.store.path(ref) / "model"
+        if not is_planned(ref) and folder.is_dir():
+            return checkpoint_size(str(folder))
+        if spec.stage == "pretrain":
+            return scratch_size(ScratchModelConfig.model_validate(spec.config["model"]))
+        return self._sizes.get(spec.inputs["model"].key) if "model" in spec.inputs else None
+
+
+def _name_some(labels: list[str]) -> str:
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return f"depends on {', '.join(labels[:3])}{more}"
+
+
+def _overlay(old: Any, new: Any) -> Any:
+    """`old` with the unknown leaves of `new` in their places."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {name: _overlay(value, new[name]) if name in new else value for name, value in old.items()}
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [_overlay(*pair) for pair in zip(old, new, strict=True)]
+    unknown = new == UNKNOWN_COUNT if isinstance(new, int) else isinstance(new, str) and new.startswith(PLANNED)
+    return new if unknown else old

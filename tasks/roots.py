@@ -1,0 +1,23 @@
+"""The root folder of a study: whether it can be used at all, asked before anything is computed."""
+
+import tempfile
+from pathlib import Path
+
+
+def require_writable(root: Path) -> Path:
+    """Make the store and the tracker's folder under `root`; the store's folder.
+
+    Raises ValueError, with the remedy, if either cannot be made or takes no file: a root can be there and read-only.
+    """
+    store, records = root / "data" / "store", root / "mlruns"
+    for folder in (store, records):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"cannot write under {root}: {folder}: {error.strerror or error}. "
+                "Choose another folder with --root, or change its owner or mode"
+            ) from error
+    return store
