@@ -343,9 +343,4 @@ class StudyConfig(Config):
             raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
         if not self.sweep.sizes or not self.sweep.variants:
             raise ValueError("sweep.sizes and sweep.variants must each have a member")
-        if self.model.scratch is not None and self.data.arithmetic is None:
-            raise ValueError(
-                "model.source 'scratch' is pretrained on arithmetic and needs data.kind 'arithmetic': "
-                "for other data set model.source to a folder or hub id and model.scratch to null"
-            )
         return self

@@ -36,8 +36,9 @@ class Ladder:
 
 
 def start(workspace: Workspace, config: StudyConfig) -> Ladder:
-    """Problems and the base model."""
-    return Ladder(workspace, config, prepare_problems(workspace, config), base_model(workspace, config))
+    """The base model, which may refuse the settings, then the problems."""
+    base = base_model(workspace, config)
+    return Ladder(workspace, config, prepare_problems(workspace, config), base)
 
 
 def zero_shot(ladder: Ladder) -> None:

@@ -24,7 +24,7 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
     if config.data.arithmetic is None:
         raise ValueError(
             "model.source 'scratch' is pretrained on arithmetic and needs data.kind 'arithmetic'; "
-            "for other data set model.source to a folder or hub id"
+            "for other data set model.source to a folder or hub id and model.scratch to null"
         )
     stage = PretrainStage(
         model=model.scratch,
