@@ -154,7 +154,8 @@ def parse_prompt_response(row: RawRow) -> ParsedRow:
         gold, care = _shortened(text_of(row, "ground_truth", numbers=True, may_be_empty=True))
         care = (*care, *_empty(gold))
     else:
-        gold, care = _short_of_solution(gold_answers.last_answer_tag(response) or response)
+        tagged = gold_answers.last_answer_tag(response)
+        gold, care = _shortened(tagged) if tagged is not None else _short_of_solution(response)
     return ParsedRow(
         question if question is not None else prompt,
         gold,

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from flows.runner import flow_run, summarize
-from tasks.data import filter_traces, prepare_problems
+from tasks.data import count_traces, filter_traces, prepare_problems
 
 
 @flow(name="prepare", flow_run_name="{preset}")
@@ -18,5 +18,7 @@ def prepare(preset: str = "tiny", overrides: dict[str, Any] | None = None, root:
     preset, overrides, root: as for the study flow.
     """
     with flow_run("prepare", preset, overrides, root) as (workspace, config):
-        filter_traces(workspace, config, prepare_problems(workspace, config))
+        problems = prepare_problems(workspace, config)
+        if count_traces(workspace, problems) != 0:
+            filter_traces(workspace, config, problems)
         return summarize(workspace, [])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_core.gold_answers import is_long, last_boxed, plain_number, short_answer, split_gsm8k
+from alignment_core.gold_answers import is_long, last_answer_tag, last_boxed, plain_number, short_answer, split_gsm8k
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,17 @@ def test_missing_math_verify_is_said_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ValueError, match="install math-verify"):
         short_answer("Adding everything up gives a total cost of 1250 dollars")
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("<think> a </think> <answer> 24 </answer>", "24"),
+        ("<answer> 1 </answer> no: <answer> 2 </answer>", "2"),
+        ("<answer> 3", None),
+        ("<answer></answer>", None),
+        ("24", None),
+    ],
+)
+def test_the_gold_of_a_tagged_response_is_its_last_answer(text: str, gold: str | None) -> None:
+    assert last_answer_tag(text) == gold
