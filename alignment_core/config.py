@@ -323,7 +323,7 @@ class StudyConfig(Config):
     grpo: GRPOConfig | None = GRPOConfig()
 
     @model_validator(mode="after")
-    def _sft_start_is_in_the_sweep(self) -> Self:
+    def _parts_agree(self) -> Self:
         wanted = [part.starts for part in (self.expert_iteration, self.grpo) if part is not None]
         size, variant = self.sft_start
         if any("sft" in starts for starts in wanted) and (
