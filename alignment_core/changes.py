@@ -1,31 +1,45 @@
 """Why a key is new: what differs between two sets of components, in words."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+
 from pydantic import ValidationError
 
 from alignment_core.store import Components, Store
 
+KINDS = ("config", "inputs", "code", "versions")
+
+
+CANDIDATES = 5
+"""How many of the latest artifacts of a label are looked at: studies that share a root share labels, too."""
+
 
 def explain_miss(store: Store, components: Components, label: str) -> str:
-    """Why this key is new: what differs from the latest artifact of the same stage and label."""
+    """Why this key is new: what differs from the nearest of the latest artifacts of the same stage and label."""
+    earlier = list(islice(_latest(store, components.stage, label), CANDIDATES))
+    if not earlier:
+        return "first run"
+    nearest = min(earlier, key=lambda old: sum(len(_changed(old, components, kind)) for kind in KINDS))
+    return "; ".join(differences(nearest, components)) or "nothing it depends on changed"
+
+
+def _latest(store: Store, stage: str, label: str) -> Iterator[Components]:
+    """What the artifacts of a label were made of, the latest publication first."""
+    seen = set()
     for line in reversed(store.ledger(label)):
-        if line["stage"] != components.stage or line["label"] != label:
-            continue
-        try:
-            previous = store.manifest(line["stage"], line["key"]).components
-        except (FileNotFoundError, ValidationError):
-            continue
-        return "; ".join(differences(previous, components)) or "nothing it depends on changed"
-    return "first run"
+        if (line["stage"], line["label"]) == (stage, label) and line["key"] not in seen:
+            seen.add(line["key"])
+            with suppress(FileNotFoundError, ValidationError):
+                yield store.manifest(stage, line["key"]).components
 
 
 def differences(old: Components, new: Components, most: int = 4) -> list[str]:
     """Readable list of what changed between two sets of components, at most `most` of each kind."""
     lines = []
-    for kind in ("config", "inputs", "code", "versions"):
+    for kind in KINDS:
         before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        # An empty list or section that got members is told by its members.
-        changed = [name for name in changed if not any(other.startswith(f"{name}.") for other in changed)]
+        changed = _changed(old, new, kind)
         shown = [
             f"{name} {_brief(before.get(name, 'absent'))} -> {_brief(after.get(name, 'absent'))}"
             if kind in {"config", "versions"}
@@ -36,6 +50,14 @@ def differences(old: Components, new: Components, most: int = 4) -> list[str]:
             more = f" and {len(changed) - most} more" if len(changed) > most else ""
             lines.append(f"{kind} changed: {', '.join(shown)}{more}")
     return lines
+
+
+def _changed(old: Components, new: Components, kind: str) -> list[str]:
+    """Dotted names of what differs in one kind of component."""
+    before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    # An empty list or section that got members is told by its members.
+    return [name for name in changed if not any(other.startswith(f"{name}.") for other in changed)]
 
 
 def _brief(value: object) -> str:

@@ -4,9 +4,9 @@
 one stage receives of it.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -26,9 +26,22 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true(cls, value: Any, info: ValidationInfo) -> Any:
+        """`n_grpo_steps: true` would read as 1."""
+        if isinstance(value, bool) and bool not in _kinds(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"is {str(value).lower()}, which is neither a number nor a text: give one")
+        return value
+
     def key_settings(self) -> dict[str, Any]:
         """The settings as they enter a stage key: JSON values, without what says only where a thing lies."""
         return self.model_dump(mode="json")
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation such as `list[int] | bool | None` names, Any for what cannot be told."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))
 
 
 class ScratchModelConfig(Config):

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignment_core.checkpoint_folders import complete_checkpoints, seal
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.store import MANIFEST, RECORD, Components, Manifest, Store, write_durably
 
@@ -56,7 +57,7 @@ def go_on_from_shorter(store: Store, components: Components, work: Path) -> str:
     The record then also has the validation point with which the shorter run ended. Returns what to tell whoever
     watches; empty if there is nothing to tell.
     """
-    if any((work / "checkpoints").glob("[0-9]*/complete.json")):
+    if complete_checkpoints(work / "checkpoints"):
         return ""
     shorter = find_shorter(store, components)
     if shorter is None:
@@ -87,7 +88,7 @@ def _seed(artifact: Path, shorter: Shorter, total: int, work: Path) -> None:
     state = json.loads((artifact / STATE / "state.json").read_text(encoding="utf-8"))
     write_durably(staging / "state.json", json.dumps({**state, "total": total}))
     marker = {"step": shorter.steps, "event_bytes": events.stat().st_size, "seconds": shorter.seconds}
-    write_durably(staging / "complete.json", json.dumps(marker))
+    seal(staging, marker)
     staging.rename(work / "checkpoints" / f"{shorter.steps:08d}")
 
 

@@ -37,11 +37,34 @@ class Definition:
     """Imports made inside the body: alias -> dotted target."""
 
 
+class Definitions(Mapping[str, Definition]):
+    """The top-level definitions of one source file, each described when it is first asked for."""
+
+    def __init__(self, bodies: Mapping[str, list[ast.stmt]]) -> None:
+        self._bodies = bodies
+        self._described: dict[str, Definition] = {}
+
+    def __getitem__(self, name: str) -> Definition:
+        """Raises KeyError if the file defines no such name."""
+        if name not in self._described:
+            self._described[name] = _describe(self._bodies[name])
+        return self._described[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bodies)
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._bodies
+
+
 @dataclass
 class Module:
-    """The top-level definitions of one source file and the imports they share."""
+    """What one source file defines, and the imports that its definitions share."""
 
-    definitions: dict[str, Definition]
+    definitions: Definitions
     imports: dict[str, str]
 
 
@@ -176,7 +199,7 @@ def _parse(source: bytes) -> Module:
         elif not _is_string(statement):
             for name in _defined(statement) or {MODULE_BODY}:
                 bodies.setdefault(name, []).append(statement)
-    return Module({name: _describe(body) for name, body in bodies.items()}, imports)
+    return Module(Definitions(bodies), imports)
 
 
 def _imported(statement: ast.Import | ast.ImportFrom) -> dict[str, str]:
@@ -212,7 +235,7 @@ def _describe(body: list[ast.stmt]) -> Definition:
             elif isinstance(node, ast.Name):
                 names.add(node.id)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                text += _template_digest(node.value)
+                text += _template_digests().get(node.value, "")
     return Definition(hashlib.sha256(text.encode()).hexdigest()[:16], names, chains, imports)
 
 
@@ -252,13 +275,17 @@ def _normal(node: ast.AST) -> str:
     (`type_params`; a piece after a nested format such as `{x:>{width}}`).
     """
     parts = []
-    for name, value in ast.iter_fields(node):
-        if name in {"ctx", "kind", "type_comment"} or value is None or value == []:
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is None or name in _WITHOUT_MEANING or value == []:
             continue
         if isinstance(node, ast.JoinedStr):
             value = [piece for piece in value if not (isinstance(piece, ast.Constant) and piece.value == "")]
         parts.append(f"{name}={_normal_value(value)}")
     return f"{type(node).__name__}({','.join(parts)})"
+
+
+_WITHOUT_MEANING = {"ctx", "kind", "type_comment"}
 
 
 def _normal_value(value: object) -> str:
@@ -272,11 +299,10 @@ def _normal_value(value: object) -> str:
 
 
 @cache
-def _template_digest(name: str) -> str:
-    path = ROOT / "templates" / name
-    if "/" in name or "\0" in name or not name or len(name) > 80 or not path.is_file():
-        return ""
-    return f"\n{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+def _template_digests() -> dict[str, str]:
+    """Name of each file of `alignment_core/templates` -> a line with the digest of its content."""
+    files = (path for path in (ROOT / "templates").iterdir() if path.is_file())
+    return {path.name: f"\n{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files}
 
 
 @cache

@@ -5,7 +5,6 @@ are the latest run of every study and flow, the latest that finished, and all of
 """
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from alignment_core.checkpoint_folders import read_marker
 from alignment_core.journal import PastRun, past_runs, undisturbed
 from alignment_core.records import Record
 from alignment_core.store import Manifest, Store
@@ -172,6 +172,5 @@ def checkpoints_to_keep(complete: Sequence[Path]) -> set[Path]:
 
 
 def _accuracy(checkpoint: Path) -> float | None:
-    marker = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))
-    validation = marker.get("validation")
+    validation = read_marker(checkpoint).get("validation")
     return float(validation["accuracy"]) if validation else None

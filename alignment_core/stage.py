@@ -6,7 +6,6 @@ settings class) and `run(config, inputs, output, run)`. Prefect and MLflow are n
 
 import fcntl
 import importlib
-import json
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from alignment_core.checkpoint_folders import complete_checkpoints, find_flaw, read_marker, seal
 from alignment_core.config import Config
 from alignment_core.disk import disk_errors
 from alignment_core.extension import go_on_from_shorter
@@ -33,9 +33,7 @@ from alignment_core.store import (
     ManifestDraft,
     Producer,
     Store,
-    sync_file,
     sync_folder,
-    write_durably,
 )
 
 EVENTS = "events.jsonl"
@@ -113,14 +111,14 @@ def run_stage(
 ) -> StageOutcome:
     """Return the artifact of `spec`, computing it if the store has no whole copy.
 
-    One process works on a key at a time (flock, freed by the kernel on death); a second one waits and
+    One process works on a key at a time (flock, freed by the kernel on death); a second one says so, waits and
     shares the result. A run that was cut off goes on from its last complete checkpoint. SIGTERM and Ctrl-C
     make it save at its next step boundary and stop (`alignment_core.interruption`).
     Raises OSError, with the remedy, if the disk is full.
     """
     asked = time.time()
     folder = store.root / ".work" / f"{spec.stage}-{spec.key}"
-    with _exclusive(store.root / ".locks" / f"{spec.stage}-{spec.key}.lock"):
+    with _exclusive(store.root / ".locks" / f"{spec.stage}-{spec.key}.lock", on_event):
         began = time.time()
         found = store.lookup(spec.stage, spec.key)
         if found.ref is not None:
@@ -196,30 +194,44 @@ class StageRun:
 
     def resume(self) -> int | None:
         """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step."""
+        flaws = self._drop_damaged()
         checkpoint = self.latest_checkpoint()
-        length, step = 0, None
-        marker: dict[str, Any] = {}
-        if checkpoint is not None:
-            marker = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))
-            length, step = marker["event_bytes"], marker["step"]
-            self._seconds_before = marker.get("seconds", 0.0)
-            self._validation = marker.get("validation")
-            if not self._events_path.is_file() or self._events_path.stat().st_size < length:
-                # Only a hand, or a disk that lied about fsync, can do this; the points would be lost for ever.
-                shutil.rmtree(self._checkpoints)
-                marker, length, step = {}, 0, None
-                self._seconds_before, self._validation = 0.0, None
+        marker: dict[str, Any] = {"event_bytes": 0, "step": None} if checkpoint is None else read_marker(checkpoint)
+        step: int | None = marker["step"]
+        self._seconds_before = marker.get("seconds", 0.0)
+        self._validation = marker.get("validation")
         for path in self.output.glob("*"):
             if path.name != RECORD:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._events_path.parent.mkdir(parents=True, exist_ok=True)
         self._events = self._events_path.open("ab")
-        self._events.truncate(length)
+        self._events.truncate(marker["event_bytes"])
+        for flaw in flaws:
+            self.say(flaw)
         if step is not None:
             self._replay(step)
             if changed := differing(marker.get("computed_on", {})):
                 self.say(f"goes on under another {changed}: close to the uninterrupted run, not bit-equal to it")
         return step
+
+    def _drop_damaged(self) -> list[str]:
+        """Remove checkpoints that no longer hold what was written; only a hand or a failing disk does this.
+
+        Newest first, up to the first whole one. Returns what to tell whoever watches.
+        """
+        told = []
+        for checkpoint in reversed(complete_checkpoints(self._checkpoints)):
+            flaw = find_flaw(checkpoint) or self._lost_record(read_marker(checkpoint)["event_bytes"])
+            if not flaw:
+                break
+            shutil.rmtree(checkpoint)
+            told.append(f"the checkpoint of step {int(checkpoint.name)} is damaged and was removed: {flaw}")
+        return told
+
+    def _lost_record(self, length: int) -> str:
+        """What is missing of the record that a checkpoint covers, in words."""
+        size = self._events_path.stat().st_size if self._events_path.is_file() else 0
+        return f"{EVENTS} has {size} bytes, not the {length} it covers" if size < length else ""
 
     def _replay(self, step: int) -> None:
         """Tell the listener what is kept, in case whoever listened last died before hearing it."""
@@ -283,7 +295,7 @@ class StageRun:
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
         sync_folder(self._checkpoints)
-        complete = self._complete()
+        complete = complete_checkpoints(self._checkpoints)
         for older in set(complete) - checkpoints_to_keep(complete):
             shutil.rmtree(older)
         self._saved_at = time.monotonic()
@@ -292,25 +304,19 @@ class StageRun:
             raise Interrupted(self._interruption.signum, f"saved after step {step}")
 
     def _fill(self, staging: Path, step: int, write: Callable[[Path], None]) -> None:
-        """Content, then the marker, each durable before the next."""
+        """Content and record, then the marker, each durable before the next."""
         write(staging)
-        for path in staging.rglob("*"):
-            if path.is_file():
-                sync_file(path)
         self._events.flush()
         os.fsync(self._events.fileno())
         length = self._events_path.stat().st_size
         marker = {"step": step, "event_bytes": length, "seconds": self.seconds(), "computed_on": computed_on()}
         marker["validation"] = self._validation
-        write_durably(staging / "complete.json", json.dumps(marker))
+        seal(staging, marker)
 
     def latest_checkpoint(self) -> Path | None:
         """Folder of the newest complete checkpoint, if any."""
-        complete = self._complete()
+        complete = complete_checkpoints(self._checkpoints)
         return complete[-1] if complete else None
-
-    def _complete(self) -> list[Path]:
-        return sorted(path.parent for path in self._checkpoints.glob("[0-9]*/complete.json"))
 
 
 def read_events(artifact: Path) -> Iterator[Event]:
@@ -321,8 +327,19 @@ def read_events(artifact: Path) -> Iterator[Event]:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _exclusive(path: Path, on_event: OnEvent | None) -> Iterator[None]:
+    """Hold the lock of a key; whoever has to wait for it says so first, and for whom."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            text = f"waits for {file.read().strip() or 'another process'}, which computes the same stage"
+            if on_event is not None:
+                on_event(Event(kind="say", step=0, time=time.time(), name=text))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield

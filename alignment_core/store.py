@@ -127,8 +127,10 @@ def file_sha256(path: Path) -> str:
 class Store:
     """Artifacts under one root folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remembers: bool = True) -> None:
+        """`remembers`: whether a lookup may note which touched files it found equal; else nothing is written."""
         self.root = root
+        self.remembers = remembers
 
     def path(self, ref: ArtifactRef) -> Path:
         """Folder of an artifact."""
@@ -148,7 +150,7 @@ class Store:
             return Lookup(status="missing")
         except (ValidationError, ValueError):
             return Lookup(status="damaged", reason=f"its manifest {folder / MANIFEST} is unreadable")
-        problem = find_damage(folder, manifest.files, VerifiedFiles(self.verified_path(stage, key)))
+        problem = find_damage(folder, manifest.files, VerifiedFiles(self.verified_path(stage, key), self.remembers))
         if problem:
             return Lookup(status="damaged", reason=problem)
         return Lookup(status="hit", ref=manifest.ref())

@@ -14,8 +14,9 @@ from pathlib import Path
 class VerifiedFiles:
     """The memory of one artifact: file name -> the content and the state of the file that was hashed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remembers: bool = True) -> None:
         self._path = path
+        self._remembers = remembers
         self._known: dict[str, list[object]] | None = None
         self._changed = False
 
@@ -30,7 +31,7 @@ class VerifiedFiles:
 
     def save(self) -> None:
         """Write what was added; a store that cannot be written is looked up all the same, only slower."""
-        if not self._changed:
+        if not (self._changed and self._remembers):
             return
         temporary = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}")
         with suppress(OSError):

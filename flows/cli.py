@@ -228,11 +228,11 @@ def _user(action: Any) -> Any:
 
 def _is_key(root: Path, text: str) -> bool:
     """Whether `text` is the beginning of a key rather than a folder or a hub id."""
-    from alignment_core.store import Store
+    import re
 
-    if "/" in text or Path(text).exists():
+    if not re.fullmatch("[0-9a-f]{6,32}", text) or Path(text).exists():
         return False
-    return any(manifest.key.startswith(text) for manifest in Store(root / "data" / "store").manifests())
+    return any((root / "data" / "store").glob(f"[!.]*/{text}*/manifest.json"))
 
 
 def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, plan: bool, **extra: Any) -> None:

@@ -1,33 +1,68 @@
-"""Prefect's embedded server, started where Ctrl-C does not reach it."""
+"""Prefect's embedded server, in a session of its own and tied to the life of the command that started it.
 
+A terminal sends Ctrl-C, and a process manager SIGTERM, to every process of a group. A server that dies of it leaves
+Prefect's client retrying for a minute, so it lives outside the group. And a command that is killed cannot stop its
+server: the server reads a pipe whose other end only the command holds, and ends when that closes.
+(Run as a program, this module is the server's process.)
+"""
+
+import os
 import signal
+import subprocess
+import sys
 import threading
+from typing import Any
+
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import get_current_settings
+
+ENVIRONMENT = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""What Prefect sets for its embedded server, too."""
+
+
+class EmbeddedServer(SubprocessASGIServer):
+    """The server Prefect would start itself; it finds this one started, and stops it at exit."""
+
+    def _run_uvicorn_command(self) -> "subprocess.Popen[Any]":
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        return subprocess.Popen(
+            [sys.executable, "-P", __file__, str(self.port)],  # -P: the modules beside this file are not top-level ones
+            env={**os.environ, **ENVIRONMENT, **settings},
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
 
 def start_embedded_server() -> None:
     """Start the server that Prefect would start itself at its first call; nothing to do where an API is configured.
 
-    A terminal sends Ctrl-C to every process of its group. A server that dies of it leaves Prefect's client retrying
-    for a minute. A signal mask is inherited: the server starts from a thread that blocks SIGINT, and so never sees
-    one; Prefect stops it at exit with SIGTERM, as ever. Raises what starting it raises.
+    Raises what starting it raises.
     """
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import get_current_settings
-
     settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled:
-        return
-    errors: list[Exception] = []
+    if not settings.api.url and settings.server.ephemeral.enabled:
+        EmbeddedServer().start()
 
-    def start() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            SubprocessASGIServer().start()
-        except Exception as error:  # raised below, in the thread that asked
-            errors.append(error)
 
-    starter = threading.Thread(target=start, name="embedded server", daemon=True)
-    starter.start()
-    starter.join()
-    if errors:
-        raise errors[0]
+def serve(port: int) -> None:
+    """Serve Prefect's API on loopback until SIGTERM, or until whoever holds the other end of stdin is gone."""
+    import uvicorn
+
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        lifespan="on",
+    )
+
+
+def _end_with_the_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

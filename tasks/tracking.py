@@ -190,11 +190,12 @@ class Session:
     def open_stage(self, spec: StageSpec, began: float | None = None) -> None:
         """Find the run of this stage key, or make one that began at a Unix time (default: now)."""
         client = self._connect()
-        found = client.search_runs([self._experiment], f"tags.`{STAGE_KEY_TAG}` = '{spec.key}'", max_results=1)
         self._specs[spec.key], self._held[spec.key], self._sent[spec.key] = spec, [], 0
-        if not found:
-            self._create_stage_run(spec, began)
-            return
+        # Two commands that come to the same stage at once would each find none, and make one each.
+        with locked(self.root / "mlruns" / ".lock"):
+            found = client.search_runs([self._experiment], f"tags.`{STAGE_KEY_TAG}` = '{spec.key}'", max_results=1)
+            if not found:
+                return self._create_stage_run(spec, began)
         self._found[spec.key] = found[0], time.time()
         self._runs[spec.key] = found[0].info.run_id
         if found[0].info.status != "FINISHED":

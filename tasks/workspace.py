@@ -120,7 +120,7 @@ def _close_dead(dead: list[PastRun], tracker: Tracker, current: str) -> None:
 def planning_workspace(root: str | None) -> Workspace:
     """A workspace in which nothing is computed and nothing written: each stage is noted in the plan."""
     folder = Path(root or ".").resolve()
-    store = Store(folder / "data" / "store")
+    store = Store(folder / "data" / "store", remembers=False)
     return Workspace(folder, store, Tracker(folder, "plan", "plan", {}), _listener, planner=Planner(store))
 
 

@@ -17,6 +17,7 @@ import torch
 from tiny_models import byte_tokenizer, tiny_model
 from torch import nn
 
+from alignment_core.checkpoint_folders import read_marker, seal
 from alignment_core.checkpoints import LoopIdentity, resume, write_checkpoint
 from alignment_core.config import Config, DataConfig
 from alignment_core.models import load_tokenizer
@@ -253,8 +254,11 @@ def other_run(work: Path) -> None:
 
 
 def garbled(work: Path) -> None:
+    """As a mistake of ours would write it; what a disk spoils later is found by `checkpoint_folders`."""
     save_at_two(work, nn.Linear(2, 3), IDENTITY)
-    next(work.rglob("model.safetensors")).write_bytes(b"garbage")
+    checkpoint = next(work.glob("checkpoints/[0-9]*"))
+    (checkpoint / "model.safetensors").write_bytes(b"garbage")
+    seal(checkpoint, read_marker(checkpoint))
 
 
 def save_at_two(work: Path, model: nn.Module, identity: LoopIdentity) -> None:

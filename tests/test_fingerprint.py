@@ -52,7 +52,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Empty every cache of the room."""
-    for cached in (room.fingerprint, room._snapshot, room._source, room.read_module, room._template_digest):
+    for cached in (room.fingerprint, room._snapshot, room._source, room.read_module, room._template_digests):
         cached.cache_clear()
 
 

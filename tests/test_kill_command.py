@@ -94,11 +94,13 @@ def session_members(session: int) -> list[str]:
     return found
 
 
-def kill_everything(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to every process the command started, in one go."""
+def kill_everything(command: Command, process: subprocess.Popen[str]) -> None:
+    """SIGKILL to every process the command started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not session_members(process.pid)
+    for server in embedded_servers(command):
+        os.kill(server, signal.SIGKILL)
 
 
 def require_whole(command: Command) -> None:
@@ -125,7 +127,7 @@ def require_whole(command: Command) -> None:
 
 
 def test_the_command_killed_once_in_the_middle_of_grpo_goes_on_there(command: Command) -> None:
-    kill_everything(command.start_until_mid_grpo())
+    kill_everything(command, command.start_until_mid_grpo())
     step = command.grpo_step()
     output = command.finish()
     assert f"resumed grpo at step {step} of 20" in output
@@ -135,9 +137,9 @@ def test_the_command_killed_once_in_the_middle_of_grpo_goes_on_there(command: Co
 
 def test_the_command_killed_twice_in_a_row_goes_on_from_the_second(command: Command) -> None:
     change = "grpo.optimizer.learning_rate=1e-4"
-    kill_everything(command.start_until_mid_grpo(change))
+    kill_everything(command, command.start_until_mid_grpo(change))
     first = command.grpo_step()
-    kill_everything(command.start_until_mid_grpo(change))
+    kill_everything(command, command.start_until_mid_grpo(change))
     second = command.grpo_step()
     assert second > first > 0
     output = command.finish(change)
@@ -145,11 +147,39 @@ def test_the_command_killed_twice_in_a_row_goes_on_from_the_second(command: Comm
     require_whole(command)
 
 
-@pytest.mark.parametrize(("sent", "whom", "code"), [(signal.SIGINT, "group", 130), (signal.SIGTERM, "process", 143)])
+def embedded_servers(command: Command) -> list[int]:
+    """Process ids of the Prefect servers that live on this root's database."""
+    mark, found = f"PREFECT_HOME={command.home / 'prefect'}".encode(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"embedded_server" in path.read_bytes() and mark in path.with_name("environ").read_bytes():
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def test_the_embedded_server_ends_with_a_command_that_was_killed(command: Command) -> None:
+    process = command.start_until_mid_grpo("grpo.optimizer.learning_rate=3e-4")
+    assert len(embedded_servers(command)) == 1
+    process.kill()  # this one process: nobody is left who could stop the server
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while embedded_servers(command):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    command.finish("grpo.optimizer.learning_rate=3e-4")
+    require_whole(command)
+
+
+@pytest.mark.parametrize(
+    ("sent", "whom", "code"),
+    [(signal.SIGINT, "group", 130), (signal.SIGTERM, "process", 143), (signal.SIGTERM, "group", 143)],
+)
 def test_ctrl_c_and_sigterm_save_and_end_quickly_and_leave_no_process(
     command: Command, sent: signal.Signals, whom: str, code: int
 ) -> None:
-    change = f"grpo.optimizer.learning_rate={code}e-6"
+    change = f"grpo.optimizer.learning_rate={code + len(whom)}e-6"
     process = command.start_until_mid_grpo(change)
     began = time.monotonic()
     (os.killpg if whom == "group" else os.kill)(process.pid, sent)
@@ -160,5 +190,6 @@ def test_ctrl_c_and_sigterm_save_and_end_quickly_and_leave_no_process(
     assert "Traceback" not in errors
     assert seconds < 10
     assert not session_members(process.pid)
+    assert not embedded_servers(command)
     assert f"resumed grpo at step {command.grpo_step()} of 20" in command.finish(change)
     require_whole(command)

@@ -1,9 +1,15 @@
 """MLflow from the store alone, twice the same; moved and copied roots; what kills left running."""
 
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -91,8 +97,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shown(root: Path) -> dict[str, Any]:
     """Everything a person sees of a study in MLflow, without ids and without when it was written there."""
     client = MlflowClient(tracking_uri(root))
+    local = tracking_uri(root).startswith("sqlite:")
     (experiment,) = (one for one in client.search_experiments() if one.name != "Default")
-    assert Path(experiment.artifact_location.removeprefix("file://")) == root / "mlruns" / "artifacts" / "demo"
+    if local:
+        assert Path(experiment.artifact_location.removeprefix("file://")) == root / "mlruns" / "artifacts" / "demo"
     runs = client.search_runs([experiment.experiment_id])
     by_id = {run.info.run_id: run.info.run_name for run in runs}
     found = {}
@@ -107,7 +115,7 @@ def shown(root: Path) -> dict[str, Any]:
         for item in client.list_artifacts(run.info.run_id):
             text = Path(client.download_artifacts(run.info.run_id, item.path)).read_text()
             files[item.path] = _without_ids(text, by_id)
-        assert run.info.artifact_uri.startswith((root / "mlruns").as_uri())
+        assert run.info.artifact_uri.startswith((root / "mlruns").as_uri() if local else "mlflow-artifacts:")
         found[run.info.run_name] = (run.info.status, tags, dict(run.data.params), history, files)
     assert len(found) == len(runs)
     return found
@@ -149,6 +157,58 @@ def test_a_rebuild_shows_what_was_shown_and_twice_the_same(made: Path, tmp_path:
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_005_000)
     times = [point.timestamp for point in client.get_metric_history(run.info.run_id, "train/loss")]
     assert times == [1_001_000, 1_002_000, 1_003_000]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A tracking server that keeps the files, too."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--serve-artifacts"]
+    command += ["--artifacts-destination", str(tmp_path / "files")]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}/health")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_healthy(url: str) -> None:
+    """At most 120 s."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody answers at {url}"
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rebuild_on_a_tracking_server_shows_what_was_shown(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    root = tmp_path / "root"
+    run_study(root)
+    live = shown(root)
+    assert live["sft/a"][0] == "FINISHED"
+    client = MlflowClient(server)
+    client.create_run(client.create_experiment("theirs"), run_name="my notes")
+    before = shown_ids(client)
+    assert str(rebuild(root)) == "1 experiments, 1 study runs, 2 stage runs"
+    theirs = client.get_experiment_by_name("theirs")
+    assert theirs is not None
+    assert len(before & shown_ids(client)) == 1  # that of the others; all of ours are new
+    client.delete_experiment(theirs.experiment_id)
+    assert shown(root) == live
 
 
 def demo(client: MlflowClient, name: str = "demo") -> str:

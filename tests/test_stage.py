@@ -1,6 +1,7 @@
 """One stage alone: computed once, shared, resumed, recorded."""
 
 import json
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -42,8 +43,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], 
     return make
 
 
-def count(fail_at: int | None = None) -> Callable[..., None]:
-    """A stage that saves at every second step and may break."""
+def count(fail_at: int | None = None, accuracies: dict[int, float] | None = None) -> Callable[..., None]:
+    """A stage that saves at every second step and may break; accuracies: validation after some steps."""
 
     def run(config: DemoStage, inputs: dict[str, Path], output: Path, run: Any) -> None:
         latest = run.latest_checkpoint()
@@ -51,7 +52,8 @@ def count(fail_at: int | None = None) -> Callable[..., None]:
         for step in range(done + 1, config.steps + 1):
             if step == fail_at:
                 raise RuntimeError("broken")
-            run.emit(step, {"train/loss": 1.0 / step}, total=config.steps)
+            scored = {"eval/accuracy": accuracies[step]} if accuracies and step in accuracies else {}
+            run.emit(step, {"train/loss": 1.0 / step, **scored}, total=config.steps)
             if step % 2 == 0:
                 run.save_checkpoint(step, lambda folder, step=step: (folder / "count.txt").write_text(str(step)))
         (output / "result.txt").write_text(str(config.steps))
@@ -110,6 +112,70 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path: Path, install: Any) -> N
     install(count())
     run_stage(store, spec(steps=6))
     assert store.manifest("demo", spec(steps=6).key).producer.resumed_from_step == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda folder: (folder / "count.txt").write_text("5"), "count.txt was changed"),
+        (lambda folder: (folder / "count.txt").write_text("12"), "count.txt has 2 bytes, not 1"),
+        (lambda folder: (folder / "count.txt").unlink(), "count.txt is missing"),
+        (lambda folder: (folder / "complete.json").write_text("{"), "complete.json is unreadable"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_serves(
+    tmp_path: Path, install: Any, spoil: Callable[[Path], object], told: str
+) -> None:
+    store, heard = Store(tmp_path), list[Event]()
+    install(count(fail_at=5, accuracies={1: 0.9, 3: 0.1}))  # of steps 2 and 4, the first is the best one and is kept
+    with pytest.raises(RuntimeError):
+        run_stage(store, spec(steps=6))
+    spoil(next(tmp_path.glob(".work/*/checkpoints/00000004")))
+    install(count())
+    outcome = run_stage(store, spec(steps=6), heard.append)
+    assert store.manifest("demo", outcome.ref.key).producer.resumed_from_step == 2
+    damage = f"the checkpoint of step 4 is damaged and was removed: {told}"
+    assert damage in [event.name for event in heard]
+    assert (store.path(outcome.ref) / "result.txt").read_text() == "6"
+
+
+def test_a_record_shorter_than_its_checkpoint_starts_over(tmp_path: Path, install: Any) -> None:
+    store = Store(tmp_path)
+    install(count(fail_at=4))
+    with pytest.raises(RuntimeError):
+        run_stage(store, spec())
+    next(tmp_path.glob(".work/*/output/record/events.jsonl")).write_bytes(b"")
+    install(count())
+    outcome = run_stage(store, spec())
+    assert outcome.how == "ran"
+    assert [event.step for event in read_events(store.path(outcome.ref)) if event.kind == "point"] == [1, 2, 3, 4]
+
+
+def test_whoever_waits_for_another_process_says_for_whom(tmp_path: Path, install: Any) -> None:
+    store, heard = Store(tmp_path), list[Event]()
+    (tmp_path / ".locks").mkdir()
+    code = (
+        "import fcntl, os, sys\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write('process 7 on there')\n"
+        "file.flush()\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    path = str(tmp_path / ".locks" / f"demo-{spec().key}.lock")
+    holder = subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"locked\n"
+
+    def hear(event: Event) -> None:
+        heard.append(event)
+        holder.kill()
+
+    install(count())
+    assert run_stage(store, spec(), hear).how == "ran"
+    holder.communicate()
+    assert heard[0].name == "waits for process 7 on there, which computes the same stage"
 
 
 def test_content_does_not_depend_on_having_been_cut_off(tmp_path: Path, install: Any) -> None:
