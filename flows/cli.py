@@ -43,6 +43,26 @@ def main() -> None:
     app()
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"alignflow {version('alignflow')}")
+        except PackageNotFoundError:
+            typer.echo(f"alignflow, not installed, from {Path(__file__).parents[1]}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
     """The whole study."""
@@ -117,7 +137,7 @@ def ui(
     """Prefect's and MLflow's UIs on loopback; Ctrl-C ends both."""
     from flows.servers import serve_uis
 
-    raise typer.Exit(serve_uis(root.resolve(), prefect_port, mlflow_port))
+    raise typer.Exit(_user(lambda: serve_uis(root.resolve(), prefect_port, mlflow_port)))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The two web UIs, on loopback."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ LOOPBACK = "127.0.0.1"
 
 
 def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
-    """Start both servers, print their URLs, wait; when one ends or Ctrl-C comes, end the other."""
+    """Start both servers, print their URLs, wait; when one ends or Ctrl-C comes, end the other.
+
+    Raises ValueError if a port is taken.
+    """
+    _require_free(prefect_port, "--prefect-port")
+    _require_free(mlflow_port, "--mlflow-port")
     (root / "mlruns").mkdir(parents=True, exist_ok=True)
     commands = {
         f"Prefect  http://{LOOPBACK}:{prefect_port}": [
@@ -50,6 +56,18 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+def _require_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ValueError(
+                f"port {port} cannot be used ({error.strerror}): end what listens there, or choose another "
+                f"with {option}"
+            ) from error
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -19,15 +19,16 @@ def open_store(root: Path) -> Store:
 
 
 def list_artifacts(root: Path, stage: str | None) -> Iterator[str]:
-    """One line per artifact: key, stage, label, size, seconds, when."""
+    """A line of headings, then one per artifact."""
+    yield f"{'key':12}  {'stage':12} {'size':>12} {'computed in':>12}  {'began':16}  {'study':12}  label"
     for manifest in open_store(root).manifests():
         if stage is not None and manifest.stage != stage:
             continue
         size = sum(entry.size for entry in manifest.files.values())
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.producer.started))
         yield (
-            f"{manifest.key[:12]}  {manifest.stage:12} {size / 1e6:9.2f} MB {manifest.producer.seconds:8.1f} s  "
-            f"{when}  {manifest.label}"
+            f"{manifest.key[:12]}  {manifest.stage:12} {size / 1e6:9.2f} MB {manifest.producer.seconds:10.1f} s  "
+            f"{when}  {manifest.producer.annotations.get('study', ''):12}  {manifest.label}"
         )
 
 

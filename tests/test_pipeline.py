@@ -124,7 +124,8 @@ def test_an_exported_model_loads_as_a_plain_checkpoint_and_evaluates(
     alignflow: Alignflow, study: Path, tmp_path: Path
 ) -> None:
     listed = alignflow("artifacts", "ls", "--stage", "grpo", "--root", str(study)).stdout.splitlines()
-    key = listed[0].split()[0]
+    assert listed[0].split()[-2:] == ["study", "label"]
+    key = listed[1].split()[0]
     folder = tmp_path / "model"
     alignflow("export", key, str(folder), "--root", str(study))
     from transformers import AutoModelForCausalLM, AutoTokenizer

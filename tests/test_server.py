@@ -68,6 +68,20 @@ def stop(process: subprocess.Popen[str] | subprocess.Popen[bytes], number: signa
         raise
 
 
+def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-c", "from flows.cli import main; main()", "ui", "--mlflow-port", port]
+        command += ["--prefect-port", str(free_port()), "--root", str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"port {port} cannot be used" in done.stderr
+    assert "or choose another with --mlflow-port" in done.stderr
+    assert "http" not in done.stdout
+
+
 def wait_until_healthy(url: str, seconds: float = 90.0) -> None:
     """Poll the server's health endpoint."""
     deadline = time.monotonic() + seconds
