@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from alignment_core.changes import differences
 from alignment_core.config import Config
+from alignment_core.durable import write_durably
 from alignment_core.fingerprint import fingerprint, read_module
 from alignment_core.records import ArtifactRef
-from alignment_core.store import Acceptance, Components, Manifest, Store, write_durably
+from alignment_core.store import Acceptance, Components, Manifest, Store
 
 EVERY = 1_000_000
 """A person vouches for each change, so none is left out of the record."""

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from alignment_core.store import sync_file, write_durably
+from alignment_core.durable import sync_file, write_durably
 
 MARKER = "complete.json"
 CHUNK = 2**22
@@ -37,6 +37,15 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"[0-9]*/{MARKER}"))
 
 
+def crc32(path: Path, length: int) -> int:
+    """CRC-32 of the first bytes of a file."""
+    total = 0
+    with path.open("rb") as file:
+        while length > 0 and (chunk := file.read(min(CHUNK, length))):
+            total, length = zlib.crc32(chunk, total), length - len(chunk)
+    return total
+
+
 def read_marker(checkpoint: Path) -> dict[str, Any]:
     """What was noted when the checkpoint was complete."""
     marker: dict[str, Any] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
@@ -60,8 +69,5 @@ def find_flaw(checkpoint: Path) -> str:
 
 def _describe(path: Path) -> list[int]:
     """Size and CRC-32."""
-    total, size = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            total, size = zlib.crc32(chunk, total), size + len(chunk)
-    return [size, total]
+    size = path.stat().st_size
+    return [size, crc32(path, size)]

@@ -4,7 +4,7 @@
 one stage receives of it.
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -34,9 +34,30 @@ class Config(BaseModel):
             raise ValueError(f"is {str(value).lower()}, which is neither a number nor a text: give one")
         return value
 
+    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change nothing of what a stage publishes."""
+    ROUNDING: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change at most the order of sums in floating point. They are in no key, so that a run that was too
+    large for its memory can go on under smaller ones; it then says that it is not bit-equal."""
+
     def key_settings(self) -> dict[str, Any]:
-        """The settings as they enter a stage key: JSON values, without what says only where a thing lies."""
-        return self.model_dump(mode="json")
+        """The settings as they enter a stage key: JSON values, without what cannot change a result."""
+        left_out = self.OUTSIDE_KEY | self.ROUNDING
+        dumped = self.model_dump(mode="json")
+        return {name: _in_key(getattr(self, name), value) for name, value in dumped.items() if name not in left_out}
+
+    def rounding_settings(self, prefix: str = "") -> dict[str, Any]:
+        """The `ROUNDING` fields of these settings and of those within, by dotted name."""
+        found = {f"{prefix}{name}": getattr(self, name) for name in sorted(self.ROUNDING)}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                found |= value.rounding_settings(f"{prefix}{name}.")
+        return found
+
+
+def _in_key(value: Any, dumped: Any) -> Any:
+    return value.key_settings() if isinstance(value, Config) else dumped
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -146,6 +167,8 @@ class DataConfig(Config):
 class SamplingConfig(Config):
     """How completions are drawn. Penalties, top-k and model-supplied defaults are off, always."""
 
+    ROUNDING = frozenset({"batch_size"})
+
     backend: Literal["transformers"] = "transformers"
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """0 means greedy."""
@@ -188,6 +211,8 @@ class OptimizerConfig(Config):
 class SFTConfig(Config):
     """Supervised fine-tuning on prompt/response pairs; loss on response tokens only."""
 
+    ROUNDING = frozenset({"micro_batch_tokens"})
+
     epochs: Positive = 3
     batch_size: Positive = 16
     """Examples per optimizer step."""
@@ -222,6 +247,9 @@ class ExpertIterationConfig(Config):
 class GRPOConfig(Config):
     """The assignment's policy-gradient loop; names and defaults are its own."""
 
+    OUTSIDE_KEY = frozenset({"keep_state", "rollouts_logged", "starts"})
+    ROUNDING = frozenset({"micro_batch_tokens"})
+
     n_grpo_steps: Positive = 200
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     advantage_eps: Annotated[float, Field(ge=0)] = 1e-6
@@ -245,9 +273,10 @@ class GRPOConfig(Config):
     validation_problems: NonNegative = 256
     rollouts_logged: NonNegative = 4
     """Rollouts kept in the record at each validation."""
-    keep_state: bool = False
-    """Publish the training state after the last step too, so that a run of more steps goes on from there: 12 bytes per
-    parameter, 18.5 GB at 1.5B. Constant learning rate only; not in the key."""
+    keep_state: bool | None = None
+    """Keep the training state after the last step, so that a run of more steps goes on from there: 12 bytes per
+    parameter, 18.5 GB at 1.5B, until `alignflow artifacts gc --states`. It needs a constant learning rate; None means
+    wherever the rate is constant."""
     starts: tuple[Literal["base", "sft"], ...] = ("base",)
     """`sft` starts from the study's `sft_start`."""
 
@@ -276,6 +305,11 @@ class GRPOConfig(Config):
                 "several updates per rollout batch are off-policy: take grpo.loss_type grpo_clip or grpo_no_clip"
             )
         return self
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the training state is kept after the last step."""
+        return self.optimizer.schedule == "constant" if self.keep_state is None else self.keep_state
 
     def _whole_groups(self) -> int:
         """The rollout batch nearest below that holds whole groups, or one group."""

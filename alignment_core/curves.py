@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from alignment_core.stage import Event
+from alignment_core.events import Event
 
 VALIDATION = "eval/"
 DECIDES = "eval/accuracy"

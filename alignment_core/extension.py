@@ -1,8 +1,10 @@
 """A longer GRPO run goes on from where a shorter one of the same settings ended.
 
 At a constant learning rate nothing in a step depends on how many follow, so 200 steps and 200 more are the run of
-400, bit for bit. That takes the training state after the last step, which a run publishes if `grpo.keep_state` is
-set: weights and both moments in float32, 12 bytes per parameter (18.5 GB at 1.5B), beside the weights themselves.
+400, bit for bit. That takes the training state after the last step: weights and both moments in float32, 12 bytes per
+parameter (18.5 GB at 1.5B). It is no part of the artifact but lies beside it, and may be removed at any time:
+
+    STORE/.states/<stage>-<key>/    a sealed checkpoint of the last step
 """
 
 import json
@@ -14,13 +16,29 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignment_core.checkpoint_folders import complete_checkpoints, seal
+from alignment_core.checkpoint_folders import MARKER, complete_checkpoints, find_flaw, seal
+from alignment_core.durable import sync_folder, write_durably
 from alignment_core.records import ArtifactRef, Record
-from alignment_core.store import MANIFEST, RECORD, Components, Manifest, Store, write_durably
+from alignment_core.store import MANIFEST, RECORD, Components, Manifest, Store
 
-STATE = f"{RECORD}/state"
-"""Where a published run keeps its training state: in the record, since no digest and no key depends on it."""
 EVENTS = f"{RECORD}/events.jsonl"
+
+
+def state_path(store: Store, stage: str, key: str) -> Path:
+    """Where the training state of a finished run lies, if it was kept."""
+    return store.root / ".states" / f"{stage}-{key}"
+
+
+def keep_state(store: Store, stage: str, key: str, staged: Path) -> None:
+    """Keep what a stage left in `staged`, if anything, as the training state of the artifact it is about to publish."""
+    if not staged.is_dir():
+        return
+    seal(staged, {})
+    target = state_path(store, stage, key)
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    staged.rename(target)
+    sync_folder(target.parent)
 
 
 class Shorter(Record):
@@ -44,7 +62,7 @@ def find_shorter(store: Store, components: Components) -> Shorter | None:
             manifest = Manifest.model_validate_json(path.read_bytes())
             steps = _steps(manifest.components)
             if steps < _steps(components) and _without_steps(manifest.components) == wanted:
-                found.append(_describe(manifest, steps))
+                found.append(_describe(store, manifest, steps))
     for one in sorted(found, key=lambda one: (one.has_state, one.steps), reverse=True):
         if store.lookup(one.ref.stage, one.ref.key).ref is not None:
             return one
@@ -62,17 +80,17 @@ def go_on_from_shorter(store: Store, components: Components, work: Path) -> str:
     shorter = find_shorter(store, components)
     if shorter is None:
         return ""
-    if not shorter.has_state:
-        return (
-            f"{shorter.label} has {shorter.steps} of these steps but kept no training state: from step 0. "
-            "With grpo.keep_state=true a run can be extended later"
-        )
-    _seed(store.path(shorter.ref), shorter, _steps(components), work)
+    kept = state_path(store, shorter.ref.stage, shorter.ref.key)
+    flaw = find_flaw(kept) if shorter.has_state else "it was not kept, or was removed"
+    if flaw:
+        return f"{shorter.label} has {shorter.steps} of these steps, but not its training state ({flaw}): from step 0"
+    _seed(store, shorter, _steps(components), work)
     return f"goes on from step {shorter.steps}, where {shorter.label} ended"
 
 
-def _seed(artifact: Path, shorter: Shorter, total: int, work: Path) -> None:
+def _seed(store: Store, shorter: Shorter, total: int, work: Path) -> None:
     """Record first, then the checkpoint: staged, its marker last, then renamed."""
+    artifact, kept = store.path(shorter.ref), state_path(store, shorter.ref.stage, shorter.ref.key)
     events = work / "output" / EVENTS
     events.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in (artifact / EVENTS).read_text(encoding="utf-8").splitlines()]
@@ -83,9 +101,10 @@ def _seed(artifact: Path, shorter: Shorter, total: int, work: Path) -> None:
     staging = work / "checkpoints" / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    for path in (artifact / STATE).iterdir():
-        _share(path, staging / path.name)
-    state = json.loads((artifact / STATE / "state.json").read_text(encoding="utf-8"))
+    for path in kept.iterdir():
+        if path.name != MARKER:
+            _share(path, staging / path.name)
+    state = json.loads((kept / "state.json").read_text(encoding="utf-8"))
     write_durably(staging / "state.json", json.dumps({**state, "total": total}))
     marker = {"step": shorter.steps, "event_bytes": events.stat().st_size, "seconds": shorter.seconds}
     seal(staging, marker)
@@ -100,8 +119,9 @@ def _share(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _describe(manifest: Manifest, steps: int) -> Shorter:
-    has_state = f"{STATE}/state.json" in manifest.files
+def _describe(store: Store, manifest: Manifest, steps: int) -> Shorter:
+    kept = state_path(store, manifest.stage, manifest.key)
+    has_state = (kept / MARKER).is_file()
     return Shorter(
         ref=manifest.ref(), label=manifest.label, steps=steps, seconds=manifest.producer.seconds, has_state=has_state
     )

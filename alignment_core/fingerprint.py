@@ -9,14 +9,17 @@ a study pays for no torch. A definition that names a file of `alignment_core/tem
 import ast
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "alignment_core"
 ROOT = Path(__file__).parent
-VERSIONED = {"torch", "transformers", "tokenizers", "vllm", "math_verify", "sympy", "datasets", "matplotlib"}
+VERSIONED = {
+    *("torch", "transformers", "tokenizers", "vllm", "flash_attn", "numpy", "datasets", "matplotlib"),
+    *("math_verify", "latex2sympy2_extended", "sympy", "mpmath"),
+}
 """External packages whose version can change a result, if the reached code imports them."""
 MODULE_BODY = "<module>"
 OBSERVERS = {"alignment_core.validation.make_validator"}
@@ -92,14 +95,21 @@ def fingerprint(entry: str) -> Fingerprint:
         if label in seen or label in OBSERVERS:
             continue
         definition = _definition(module, name)
-        seen[label] = definition.digest
-        for target in _targets(module, definition):
+        targets = sorted(_targets(module, definition))
+        seen[label] = _with_targets(definition.digest, targets)
+        for _, target in targets:
             if target.split(".")[0] != PACKAGE:
                 external.add(target.split(".")[0])
                 continue
             pending.extend(_resolve(target))
     versions = {package: _version(package) for package in sorted(external & VERSIONED)}
     return Fingerprint(dict(sorted(seen.items())), versions)
+
+
+def _with_targets(digest: str, targets: Sequence[tuple[str, str]]) -> str:
+    """A definition's digest, with what its names stand for: `from math import cbrt as sqrt` changes who uses `sqrt`."""
+    meanings = (f"{name}={target}" for name, target in targets)
+    return hashlib.sha256("\n".join((digest, *meanings)).encode()).hexdigest()[:16]
 
 
 def require_unedited(definitions: Mapping[str, str]) -> None:
@@ -143,19 +153,19 @@ def _definition(module: str, name: str) -> Definition:
     return definitions[name]
 
 
-def _targets(module: str, definition: Definition) -> Iterator[str]:
-    """Dotted targets of every name a definition uses."""
+def _targets(module: str, definition: Definition) -> Iterator[tuple[str, str]]:
+    """Every name a definition uses, and its dotted target."""
     shared = read_module(module)
     if MODULE_BODY in shared.definitions:
-        yield f"{module}.{MODULE_BODY}"
+        yield "", f"{module}.{MODULE_BODY}"
     for chain in definition.chains | {(name,) for name in definition.names}:
         head, rest = chain[0], chain[1:]
         if head in definition.imports:
-            yield ".".join((definition.imports[head], *rest))
+            yield head, ".".join((definition.imports[head], *rest))
         elif head in shared.definitions:
-            yield f"{module}.{head}"
+            yield head, f"{module}.{head}"
         elif head in shared.imports:
-            yield ".".join((shared.imports[head], *rest))
+            yield head, ".".join((shared.imports[head], *rest))
 
 
 def _resolve(target: str) -> Iterator[tuple[str, str]]:
@@ -212,9 +222,11 @@ def _imported(statement: ast.Import | ast.ImportFrom) -> dict[str, str]:
 
 
 def _defined(statement: ast.stmt) -> set[str]:
-    """Names a top-level statement binds."""
+    """Names a top-level statement binds; none for a loop or a `with`, which belong to the body of the module."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
+    if isinstance(statement, ast.For | ast.While | ast.With):
+        return set()
     stores = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     return {node.id for node in stores}
 

@@ -20,6 +20,7 @@ from typing import IO, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from alignment_core.locks import open_store_lock, try_lock
 from alignment_core.records import Record
 
 FOLDER = ".journal"
@@ -82,7 +83,7 @@ class PastRun:
         """Whether its process still holds the file."""
         try:
             with self.path.open("rb") as file:
-                return not _try_lock(file, fcntl.LOCK_SH)
+                return not try_lock(file, fcntl.LOCK_SH)
         except FileNotFoundError:
             return True  # it has ended, and renamed the file, since it was read
 
@@ -163,7 +164,7 @@ def begin_run(
         pid=os.getpid(),
         boot=boot_identity(),
     )
-    store_lock = _open_store_lock(store)
+    store_lock = open_store_lock(store)
     fcntl.flock(store_lock, fcntl.LOCK_SH)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(began.time))
     path = store / FOLDER / f"{stamp}-{began.run[:12]}{OPEN}"
@@ -194,8 +195,8 @@ def undisturbed(store: Path, patience: float = 0.0) -> Iterator[None]:
     Raises ValueError that names those that are, once `patience` seconds have passed.
     """
     deadline = time.monotonic() + patience
-    with _open_store_lock(store) as lock:
-        while not _try_lock(lock, fcntl.LOCK_EX):
+    with open_store_lock(store) as lock:
+        while not try_lock(lock, fcntl.LOCK_EX):
             if time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
@@ -241,17 +242,3 @@ def _read(path: Path) -> PastRun | None:
 
 def _close(path: Path) -> None:
     path.rename(path.with_name(path.name.removesuffix(OPEN) + ".jsonl"))
-
-
-def _open_store_lock(store: Path) -> IO[str]:
-    path = store / ".locks" / "store.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a", encoding="utf-8")
-
-
-def _try_lock(file: IO[Any], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

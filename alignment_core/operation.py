@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is due this long after the last one: what a kill may cost."""
@@ -19,13 +20,16 @@ def checkpoint_period() -> float:
     return period
 
 
-def computed_on() -> dict[str, object]:
-    """What a bit-equal resume needs to find again, beside what is in the key; empty where torch is not in use."""
+def computed_on(settings: Mapping[str, object]) -> dict[str, object]:
+    """What a bit-equal resume needs to find again, beside what is in the key; settings: those that round otherwise.
+
+    Without the libraries where torch is not in use.
+    """
     torch = sys.modules.get("torch")
-    return {} if torch is None else {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    libraries = {} if torch is None else {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    return {**libraries, **settings}
 
 
-def differing(then: dict[str, object]) -> str:
-    """What this process computes on, where it is not what the saved one had, in words; empty if nothing."""
-    now = computed_on()
+def differing(then: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """What is computed on now, where it is not what the saved one had, in words; empty if nothing."""
     return ", ".join(f"{name} {then[name]} -> {now[name]}" for name in now if then.get(name, now[name]) != now[name])

@@ -12,10 +12,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from alignment_core.changes import differences, explain_miss
-from alignment_core.config import ScratchModelConfig
+from alignment_core.config import GRPOConfig, ScratchModelConfig
+from alignment_core.extension import find_shorter
 from alignment_core.model_size import CHECKPOINT_BYTES, WEIGHT_BYTES, ModelSize, checkpoint_size, scratch_size
 from alignment_core.records import ArtifactRef, Record
-from alignment_core.stage import StageRun, StageSpec
+from alignment_core.stage import StageSpec
+from alignment_core.stage_run import StageRun
 from alignment_core.store import Components, Store
 
 PLANNED = "planned: "
@@ -43,6 +45,8 @@ class PlannedStage(Record):
     """Whether the stage leaves weights behind."""
     trains: bool
     """Whether it writes checkpoints of model and optimizer on its way."""
+    keeps_state: bool
+    """Whether it keeps the last of them for a run of more steps."""
     accepted: str = ""
     """Why an artifact of older code stands, if one does."""
     model: ModelSize | None
@@ -51,6 +55,10 @@ class PlannedStage(Record):
     def weight_bytes(self) -> int:
         """What its weights will take; 0 if there are none, or their size is unknown."""
         return WEIGHT_BYTES * self.model.parameters if self.publishes and self.model else 0
+
+    def state_bytes(self) -> int:
+        """What the training state takes that it keeps."""
+        return CHECKPOINT_BYTES * self.model.parameters if self.keeps_state and self.model else 0
 
     def checkpoint_bytes(self) -> int:
         """What one of its checkpoints takes; 0 if there are none, or their size is unknown."""
@@ -69,6 +77,10 @@ class Plan(Record):
     def weight_bytes(self) -> int:
         """Most that weights will be added to the store."""
         return sum(one.weight_bytes() for one in self.to_compute())
+
+    def state_bytes(self) -> int:
+        """Most that training states will be added."""
+        return sum(one.state_bytes() for one in self.to_compute())
 
     def checkpoint_bytes(self) -> int:
         """Most that checkpoints take at any time: those of one stage, dropped when it is published."""
@@ -123,6 +135,7 @@ class Planner:
             reason=reason,
             publishes=WRITES_MODEL in spec.components.code,
             trains=WRITES_CHECKPOINT in spec.components.code,
+            keeps_state="grpo" in spec.config and GRPOConfig.model_validate(spec.config["grpo"]).keeps_state,
             accepted=accepted,
             model=size,
         )
@@ -161,7 +174,13 @@ class Planner:
     def _why(self, spec: StageSpec) -> str:
         """Why a stage runs whose key is known, and how far an earlier attempt got."""
         checkpoint = StageRun(self.store.root / ".work" / f"{spec.stage}-{spec.key}").latest_checkpoint()
-        progress = "" if checkpoint is None else f"; goes on from step {int(checkpoint.name)}"
+        if checkpoint is not None:
+            progress = f"; goes on from step {int(checkpoint.name)}"
+        elif shorter := find_shorter(self.store, spec.components):
+            there = "and it goes on from there" if shorter.has_state else "but not its training state: from step 0"
+            progress = f"; {shorter.label} has {shorter.steps} of its steps, {there}"
+        else:
+            progress = ""
         return explain_miss(self.store, spec.components, spec.label) + progress
 
     def _model_size(self, spec: StageSpec, ref: ArtifactRef) -> ModelSize | None:

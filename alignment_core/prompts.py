@@ -28,7 +28,7 @@ def read_template(name: str) -> str:
     shipped = Path(__file__).parent / "templates" / f"{name}.txt"
     path = shipped if shipped.is_file() else Path(name)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.txt")))
+        known = ", ".join(sorted(file.stem for file in (Path(__file__).parent / "templates").glob("*.txt")))
         raise ValueError(f"no prompt template {name!r}: give one of {known}, or a file")
     text = path.read_text(encoding="utf-8")
     if "{question}" not in text:

@@ -21,10 +21,13 @@ from alignment_core.store import Manifest, Store
 DAY = 86_400.0
 
 
+Kind = Literal["artifact", "training state", "unfinished publication", "work folder", "error log"]
+
+
 class Item(Record):
     """One thing to remove."""
 
-    kind: Literal["artifact", "unfinished publication", "work folder", "error log"]
+    kind: Kind
     stage: str
     key: str
     path: str
@@ -34,14 +37,15 @@ class Item(Record):
     """For people: the label, and why it goes."""
 
 
-def collect(store: Store, keep_days: float, dry_run: bool) -> list[Item]:
+def collect(store: Store, keep_days: float, dry_run: bool, states: bool = False) -> list[Item]:
     """Remove what nothing needs; return it, each item once. A dry run returns the same and removes nothing.
 
+    states: also every training state that was kept for a longer run.
     Raises ValueError if a study run is under way, whose artifacts nobody can tell yet.
     """
     with undisturbed(store.root):
         removed = []
-        for item in plan(store, keep_days, time.time()):
+        for item in plan(store, keep_days, time.time(), states):
             with _alone(store, item.stage, item.key) as alone:
                 if alone:
                     removed.append(item)
@@ -50,8 +54,8 @@ def collect(store: Store, keep_days: float, dry_run: bool) -> list[Item]:
         return removed
 
 
-def plan(store: Store, keep_days: float, now: float) -> Iterator[Item]:
-    """What to remove at time `now` (Unix seconds): artifacts, then leftovers.
+def plan(store: Store, keep_days: float, now: float, states: bool = False) -> Iterator[Item]:
+    """What to remove at time `now` (Unix seconds): artifacts, training states, leftovers.
 
     Newest first, so that a removal that is cut off leaves no artifact without what it was made from.
     """
@@ -66,6 +70,10 @@ def plan(store: Store, keep_days: float, now: float) -> Iterator[Item]:
         if manifest.key not in kept:
             what = f"{manifest.label}: no kept study run reaches it"
             yield _item(store, "artifact", manifest.stage, manifest.key, store.path(manifest.ref()), what)
+    for path in sorted((store.root / ".states").glob("*-*")):
+        stage, _, key = path.name.rpartition("-")
+        if states or (runs and key not in kept) or path.stat().st_mtime < horizon:
+            yield _item(store, "training state", stage, key, path, "only a run of more steps would need it")
     yield from _leftovers(store, {one.key for one in manifests}, asked, horizon)
 
 
@@ -112,7 +120,7 @@ def _leftovers(store: Store, published: set[str], asked: set[str], horizon: floa
 
 def _item(
     store: Store,
-    kind: Literal["artifact", "unfinished publication", "work folder", "error log"],
+    kind: Kind,
     stage: str,
     key: str,
     path: Path,
@@ -172,5 +180,8 @@ def checkpoints_to_keep(complete: Sequence[Path]) -> set[Path]:
 
 
 def _accuracy(checkpoint: Path) -> float | None:
-    validation = read_marker(checkpoint).get("validation")
+    try:
+        validation = read_marker(checkpoint).get("validation")
+    except ValueError:  # a spoiled marker; a resume would find it out and remove it
+        return None
     return float(validation["accuracy"]) if validation else None

@@ -28,6 +28,9 @@ class RunContext(Protocol):
     def latest_checkpoint(self) -> Path | None:
         """Folder of the newest complete checkpoint, if any."""
 
+    def state_folder(self) -> Path | None:
+        """A folder to make and fill with the state after the last step, for a longer run; None: nobody keeps it."""
+
     def say(self, text: str) -> None:
         """A line for whoever watches."""
 
@@ -71,6 +74,10 @@ class MemoryRun:
         """The one folder kept, or None."""
         kept = sorted(self.folder.glob("step-*")) if self.folder is not None else []
         return kept[-1] if kept else None
+
+    def state_folder(self) -> Path | None:
+        """Nowhere."""
+        return None
 
     def say(self, text: str) -> None:
         """Keep the line in `lines`."""

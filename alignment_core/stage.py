@@ -1,63 +1,33 @@
-"""One stage of a study: its key, its work directory, its record, its checkpoints, its publication.
+"""One stage of a study: its key, its inputs, its run, its publication.
 
 `run_stage` is the whole of it. A stage kind is a module `alignment_core.stages.<kind>` with `CONFIG` (its
 settings class) and `run(config, inputs, output, run)`. Prefect and MLflow are not needed here.
 """
 
-import fcntl
 import importlib
-import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
-
-from alignment_core.checkpoint_folders import complete_checkpoints, find_flaw, read_marker, seal
 from alignment_core.config import Config
 from alignment_core.disk import disk_errors
-from alignment_core.extension import go_on_from_shorter
+from alignment_core.events import Event, OnEvent
+from alignment_core.extension import go_on_from_shorter, keep_state
 from alignment_core.fingerprint import fingerprint, require_unedited
-from alignment_core.interruption import Interrupted, Interruption, interruptible
-from alignment_core.operation import checkpoint_period, computed_on, differing
+from alignment_core.interruption import interruptible
+from alignment_core.locks import exclusive, in_use
 from alignment_core.records import ArtifactRef, Record
-from alignment_core.retention import checkpoints_to_keep
+from alignment_core.stage_run import StageRun
 from alignment_core.store import (
-    RECORD,
     Components,
     Lookup,
     ManifestDraft,
     Producer,
     Store,
-    sync_folder,
 )
-
-EVENTS = "events.jsonl"
-
-
-class Event(Record):
-    """One line of a stage's own record."""
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # a loss that is not a number must not break the record
-
-    kind: Literal["point", "rows", "say", "checkpoint"]
-    """`checkpoint`: everything before it is durable and will not be taken back by a resume."""
-    step: int
-    time: float
-    """Unix time, seconds."""
-    metrics: dict[str, float] = Field(default_factory=dict)
-    total: int | None = None
-    """Steps expected in all, where known."""
-    name: str = ""
-    """Name of the table of a `rows` event; text of a `say` event."""
-    rows: list[dict[str, Any]] = Field(default_factory=list)
-
-
-OnEvent = Callable[[Event], None]
 
 
 class StageSpec(Record):
@@ -118,7 +88,14 @@ def run_stage(
     """
     asked = time.time()
     folder = store.root / ".work" / f"{spec.stage}-{spec.key}"
-    with _exclusive(store.root / ".locks" / f"{spec.stage}-{spec.key}.lock", on_event):
+
+    def on_wait(holder: str) -> None:
+        if on_event is not None:
+            text = f"waits for {holder}, which computes the same stage"
+            on_event(Event(kind="say", step=0, time=time.time(), name=text))
+
+    lock = store.root / ".locks" / f"{spec.stage}-{spec.key}.lock"
+    with in_use(store.root), exclusive(lock, on_wait):
         began = time.time()
         found = store.lookup(spec.stage, spec.key)
         if found.ref is not None:
@@ -129,17 +106,19 @@ def run_stage(
         with disk_errors(store.root), interruptible() as interruption:
             module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
             require_unedited(spec.components.code)
-            run = StageRun(folder, on_event, interruption, checkpoint_seconds)
+            config = module.CONFIG.model_validate(spec.config)
+            run = StageRun(folder, on_event, interruption, checkpoint_seconds, config.rounding_settings())
             extends = go_on_from_shorter(store, spec.components, folder)
             resumed_from = run.resume()
             if extends:
                 run.say(extends)
-            inputs = {name: store.path(ref) for name, ref in spec.inputs.items()}
+            inputs = {name: _whole_input(store, name, ref) for name, ref in spec.inputs.items()}
             try:
-                module.run(module.CONFIG.model_validate(spec.config), inputs, run.output, run)
+                module.run(config, inputs, run.output, run)
             finally:
                 run.close()
             interruption.patient = True  # what is finished is published first
+            keep_state(store, spec.stage, spec.key, run.state)
             draft = ManifestDraft(
                 stage=spec.stage,
                 key=spec.key,
@@ -161,185 +140,14 @@ def run_stage(
     return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - asked)
 
 
+def _whole_input(store: Store, name: str, ref: ArtifactRef) -> Path:
+    """Folder of an input; ValueError if it is not the artifact that the key was made of."""
+    found = store.lookup(ref.stage, ref.key)
+    if found.ref != ref:
+        why = found.reason or ("there is no such artifact" if found.ref is None else "its content is another")
+        raise ValueError(f"input {name} ({ref.stage}/{ref.key[:12]}) cannot be used: {why}. Run the study to repair it")
+    return store.path(ref)
+
+
 def _why(found: Lookup) -> str:
     return found.reason or "no such artifact yet"
-
-
-class StageRun:
-    """The work directory of a stage under way; what a stage sees of the world (a `RunContext`).
-
-    WORK/output/            what will be published (its record/ subfolder holds events.jsonl)
-    WORK/checkpoints/N/     complete checkpoints, marker `complete.json` written before the rename
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        on_event: OnEvent | None = None,
-        interruption: Interruption | None = None,
-        checkpoint_seconds: float | None = None,
-    ) -> None:
-        self.folder = folder
-        self._interruption = interruption or Interruption()
-        self._period = checkpoint_period() if checkpoint_seconds is None else checkpoint_seconds
-        self.output = folder / "output"
-        self._checkpoints = folder / "checkpoints"
-        self._events_path = self.output / RECORD / EVENTS
-        self._on_event = on_event
-        self._saved_at = time.monotonic()
-        self._began = time.monotonic()
-        self._seconds_before = 0.0
-        self._validation: dict[str, float] | None = None
-        """Step and accuracy of the last validation; a checkpoint's marker has it."""
-
-    def resume(self) -> int | None:
-        """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step."""
-        flaws = self._drop_damaged()
-        checkpoint = self.latest_checkpoint()
-        marker: dict[str, Any] = {"event_bytes": 0, "step": None} if checkpoint is None else read_marker(checkpoint)
-        step: int | None = marker["step"]
-        self._seconds_before = marker.get("seconds", 0.0)
-        self._validation = marker.get("validation")
-        for path in self.output.glob("*"):
-            if path.name != RECORD:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._events_path.parent.mkdir(parents=True, exist_ok=True)
-        self._events = self._events_path.open("ab")
-        self._events.truncate(marker["event_bytes"])
-        for flaw in flaws:
-            self.say(flaw)
-        if step is not None:
-            self._replay(step)
-            if changed := differing(marker.get("computed_on", {})):
-                self.say(f"goes on under another {changed}: close to the uninterrupted run, not bit-equal to it")
-        return step
-
-    def _drop_damaged(self) -> list[str]:
-        """Remove checkpoints that no longer hold what was written; only a hand or a failing disk does this.
-
-        Newest first, up to the first whole one. Returns what to tell whoever watches.
-        """
-        told = []
-        for checkpoint in reversed(complete_checkpoints(self._checkpoints)):
-            flaw = find_flaw(checkpoint) or self._lost_record(read_marker(checkpoint)["event_bytes"])
-            if not flaw:
-                break
-            shutil.rmtree(checkpoint)
-            told.append(f"the checkpoint of step {int(checkpoint.name)} is damaged and was removed: {flaw}")
-        return told
-
-    def _lost_record(self, length: int) -> str:
-        """What is missing of the record that a checkpoint covers, in words."""
-        size = self._events_path.stat().st_size if self._events_path.is_file() else 0
-        return f"{EVENTS} has {size} bytes, not the {length} it covers" if size < length else ""
-
-    def _replay(self, step: int) -> None:
-        """Tell the listener what is kept, in case whoever listened last died before hearing it."""
-        if self._on_event is None:
-            return
-        for event in read_events(self.output):
-            self._on_event(event)
-        self._on_event(Event(kind="checkpoint", step=step, time=time.time()))
-
-    def seconds(self) -> float:
-        """Time spent so far, that of the attempts up to the checkpoint this one went on from included."""
-        return self._seconds_before + time.monotonic() - self._began
-
-    def close(self) -> None:
-        """Make the record durable; called once, when the stage has ended, well or not."""
-        with self._events:
-            self._events.flush()
-            os.fsync(self._events.fileno())
-
-    def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
-        """Record one point."""
-        if "eval/accuracy" in metrics:
-            self._validation = {"step": step, "accuracy": metrics["eval/accuracy"]}
-        self._append(Event(kind="point", step=step, time=time.time(), metrics=dict(metrics), total=total))
-
-    def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        """Record a table of samples."""
-        self._append(Event(kind="rows", step=step, time=time.time(), name=name, rows=[dict(row) for row in rows]))
-
-    def say(self, text: str) -> None:
-        """Record a line for whoever watches."""
-        self._append(Event(kind="say", step=0, time=time.time(), name=text))
-
-    def _append(self, event: Event) -> None:
-        self._events.write(event.model_dump_json(exclude_defaults=True).encode() + b"\n")
-        self._tell(event)
-
-    def _tell(self, event: Event) -> None:
-        if self._on_event is not None:
-            self._on_event(event)
-
-    def checkpoint_due(self) -> bool:
-        """Whether the period has passed since the last checkpoint, or the start, or a signal asks to stop."""
-        self._interruption.patient = True  # steps have boundaries here, so a signal can wait for the next one
-        return self._interruption.signum is not None or time.monotonic() - self._saved_at >= self._period
-
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write to a temporary folder, fsync, mark complete, rename; then drop the others but the best.
-
-        Raises `Interrupted` afterwards if a signal asked the stage to stop.
-        """
-        staging = self._checkpoints / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
-            self._fill(staging, step, write)
-        except Exception:
-            shutil.rmtree(staging, ignore_errors=True)  # on a full disk this room is what is needed next
-            raise
-        target = self._checkpoints / f"{step:08d}"
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-        sync_folder(self._checkpoints)
-        complete = complete_checkpoints(self._checkpoints)
-        for older in set(complete) - checkpoints_to_keep(complete):
-            shutil.rmtree(older)
-        self._saved_at = time.monotonic()
-        self._tell(Event(kind="checkpoint", step=step, time=time.time()))
-        if self._interruption.signum is not None:
-            raise Interrupted(self._interruption.signum, f"saved after step {step}")
-
-    def _fill(self, staging: Path, step: int, write: Callable[[Path], None]) -> None:
-        """Content and record, then the marker, each durable before the next."""
-        write(staging)
-        self._events.flush()
-        os.fsync(self._events.fileno())
-        length = self._events_path.stat().st_size
-        marker = {"step": step, "event_bytes": length, "seconds": self.seconds(), "computed_on": computed_on()}
-        marker["validation"] = self._validation
-        seal(staging, marker)
-
-    def latest_checkpoint(self) -> Path | None:
-        """Folder of the newest complete checkpoint, if any."""
-        complete = complete_checkpoints(self._checkpoints)
-        return complete[-1] if complete else None
-
-
-def read_events(artifact: Path) -> Iterator[Event]:
-    """The record of a finished stage, line by line."""
-    with (artifact / RECORD / EVENTS).open("r", encoding="utf-8") as file:
-        for line in file:
-            yield Event.model_validate_json(line)
-
-
-@contextmanager
-def _exclusive(path: Path, on_event: OnEvent | None) -> Iterator[None]:
-    """Hold the lock of a key; whoever has to wait for it says so first, and for whom."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            text = f"waits for {file.read().strip() or 'another process'}, which computes the same stage"
-            if on_event is not None:
-                on_event(Event(kind="say", step=0, time=time.time(), name=text))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield

@@ -126,12 +126,6 @@ class GRPOStage(Config):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
 
-    def key_settings(self) -> dict[str, Any]:
-        """Whether the training state is kept changes no result."""
-        settings = super().key_settings()
-        del settings["grpo"]["keep_state"]
-        return settings
-
 
 class Comparison(Config):
     """One labelled evaluation in an analysis."""

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignment_core.changes import differences
+from alignment_core.events import Event
 from alignment_core.fingerprint import fingerprint
 from alignment_core.interruption import Interrupted
-from alignment_core.stage import Event, StageSpec, run_stage
+from alignment_core.stage import StageSpec, run_stage
 from alignment_core.store import Store
 
 

@@ -15,13 +15,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from alignment_core.durable import sync_file, sync_folder, write_durably
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.verified import VerifiedFiles
 
@@ -150,6 +151,8 @@ class Store:
             return Lookup(status="missing")
         except (ValidationError, ValueError):
             return Lookup(status="damaged", reason=f"its manifest {folder / MANIFEST} is unreadable")
+        if flaw := manifest_flaw(manifest, stage, key):
+            return Lookup(status="damaged", reason=f"its manifest {folder / MANIFEST} was edited: {flaw}")
         problem = find_damage(folder, manifest.files, VerifiedFiles(self.verified_path(stage, key), self.remembers))
         if problem:
             return Lookup(status="damaged", reason=problem)
@@ -165,11 +168,11 @@ class Store:
     def acceptance(self, stage: str, key: str) -> Acceptance | None:
         """The acceptance that answers for a key, if there is one."""
         path = self.acceptance_path(stage, key)
-        return Acceptance.model_validate_json(path.read_bytes()) if path.is_file() else None
+        return next(_read_acceptances([path])) if path.is_file() else None
 
     def acceptances(self, kept: ArtifactRef | None = None) -> list[Acceptance]:
         """All acceptances, or those of one artifact, oldest first."""
-        found = (Acceptance.model_validate_json(path.read_bytes()) for path in self.root.glob(".accepted/*/*.json"))
+        found = _read_acceptances(self.root.glob(".accepted/*/*.json"))
         chosen = [one for one in found if kept is None or one.kept == kept]
         return sorted(chosen, key=lambda one: one.time)
 
@@ -236,11 +239,16 @@ class Store:
         With `mentioning`, only the lines that have this text somewhere: to decode them all is what takes long.
         """
         path = self.root / ".ledger.jsonl"
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         wanted = json.dumps(mentioning)[1:-1]
         if wanted not in text:
             return []
-        return [json.loads(line) for line in text.splitlines() if wanted in line and line.endswith("}")]
+        lines = []
+        for line in text.splitlines():
+            if wanted in line:
+                with suppress(ValueError):  # a full disk can cut a line short; it tells only why a key is new
+                    lines.append(json.loads(line))
+        return lines
 
     def _note_publication(self, manifest: Manifest) -> None:
         line = {"stage": manifest.stage, "key": manifest.key, "label": manifest.label, "time": time.time()}
@@ -254,6 +262,14 @@ class Store:
         with (self.root / ".ledger.jsonl").open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+def _read_acceptances(paths: Iterable[Path]) -> Iterator[Acceptance]:
+    for path in paths:
+        try:
+            yield Acceptance.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is unreadable: remove it, and accept the artifact again") from error
 
 
 class ManifestDraft(Record):
@@ -280,6 +296,19 @@ def content_digest(files: dict[str, FileEntry]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
+def manifest_flaw(manifest: Manifest, stage: str, key: str) -> str:
+    """What is wrong with a manifest as a whole, in words; empty if nothing."""
+    if (manifest.stage, manifest.key) != (stage, key):
+        return f"it is of {manifest.stage}/{manifest.key}"
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            return f"it lists {name!r}, which lies outside the artifact"
+    if content_digest(manifest.files) != manifest.digest:
+        return "its digest is not that of the files it lists"
+    return ""
+
+
 def find_damage(folder: Path, files: dict[str, FileEntry], verified: VerifiedFiles) -> str:
     """What is wrong with the files of an artifact, in words; empty if nothing.
 
@@ -300,29 +329,3 @@ def find_damage(folder: Path, files: dict[str, FileEntry], verified: VerifiedFil
             verified.add(name, entry.sha256, stat)
     verified.save()
     return ""
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a file that is whole or not there: temporary name, fsync, rename."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Make a file's content durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

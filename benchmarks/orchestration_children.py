@@ -39,7 +39,7 @@ def checkpoint(folder: str) -> dict[str, float]:
     from torch import nn
 
     from alignment_core.checkpoints import LoopIdentity, write_checkpoint
-    from alignment_core.stage import StageRun
+    from alignment_core.stage_run import StageRun
 
     place = Path(folder)
     model = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(20))  # 336 MB; its moments twice that

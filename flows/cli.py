@@ -213,11 +213,12 @@ def artifacts_gc(
     root: Root = Path("."),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what was made or used since so many days.")] = 30,
+    states: Annotated[bool, typer.Option("--states", help="Also training states kept for runs of more steps.")] = False,
 ) -> None:
     """Remove what neither the last run of any study nor any recent run stands on, and what kills left behind."""
     from flows.upkeep import remove_unneeded
 
-    for line in _user(lambda: list(remove_unneeded(root.resolve(), keep_days, dry_run))):
+    for line in _user(lambda: list(remove_unneeded(root.resolve(), keep_days, dry_run, states))):
         typer.echo(line)
 
 

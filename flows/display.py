@@ -16,7 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from alignment_core.stage import Event, StageOutcome
+from alignment_core.events import Event
+from alignment_core.stage import StageOutcome
 from tasks.progress import headline
 
 COLOURS = {"cached": "dim", "ran": "green", "resumed": "yellow"}

@@ -44,7 +44,7 @@ def describe(plan: Plan, root: Path) -> Iterator[str]:
 
 def forecast(plan: Plan, root: Path) -> Iterator[str]:
     """What weights and checkpoints may take, beside what is free."""
-    weights, checkpoints = plan.weight_bytes(), plan.checkpoint_bytes()
+    weights, states, checkpoints = plan.weight_bytes(), plan.state_bytes(), plan.checkpoint_bytes()
     if weights or checkpoints:
         largest = max(plan.to_compute(), key=PlannedStage.checkpoint_bytes)
         size = f"{largest.model.parameters:,} parameters by {largest.model.source}" if largest.model else ""
@@ -52,13 +52,15 @@ def forecast(plan: Plan, root: Path) -> Iterator[str]:
             f"disk: up to {gigabytes(weights)} of published weights, and {gigabytes(checkpoints)} of checkpoints while "
             f"a stage trains ({gigabytes(largest.checkpoint_bytes())} each; {size}); samples and records are small"
         )
+    if states:
+        yield f"disk: {gigabytes(states)} of training states, kept for runs of more steps unless grpo.keep_state=false"
     for stage in plan.unsized():
         yield f"disk: {stage.label} not counted: the size of its model is not known before its config.json is here"
     yield f"disk: {disk_line(root)}"
-    if weights + checkpoints > free_bytes(root):
+    if weights + states + checkpoints > free_bytes(root):
         yield (
-            f"disk: NOT ENOUGH: {gigabytes(weights + checkpoints)} may be needed; free some (alignflow artifacts gc) "
-            "or choose another --root"
+            f"disk: NOT ENOUGH: {gigabytes(weights + states + checkpoints)} may be needed; free some "
+            "(alignflow artifacts gc) or choose another --root"
         )
 
 

@@ -21,12 +21,12 @@ def verify_artifacts(root: Path, keys: Sequence[str]) -> Iterator[tuple[str, boo
     yield f"{checked} artifacts read and compared by sha256: {damaged or 'none'} damaged", False
 
 
-def remove_unneeded(root: Path, keep_days: float, dry_run: bool) -> Iterator[str]:
+def remove_unneeded(root: Path, keep_days: float, dry_run: bool, states: bool) -> Iterator[str]:
     """One line per item that is removed, or would be: bytes, kind, which, why; then the sum.
 
     Raises ValueError if a study run is under way.
     """
-    items = collect(open_store(root), keep_days, dry_run)
+    items = collect(open_store(root), keep_days, dry_run, states)
     for item in items:
         yield f"{item.bytes:>15,} B  {item.kind:22} {item.stage}/{item.key[:12]}  {item.what}"
     total = sum(item.bytes for item in items)

@@ -3,7 +3,8 @@
 import logging
 from typing import Protocol
 
-from alignment_core.stage import Event, StageOutcome
+from alignment_core.events import Event
+from alignment_core.stage import StageOutcome
 
 logger = logging.getLogger("alignflow")
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from alignment_core.durable import write_durably
 from alignment_core.journal import PastRun, past_runs, undisturbed
 from alignment_core.stage import StageSpec
-from alignment_core.store import Manifest, Store, write_durably
+from alignment_core.store import Manifest, Store
 from tasks.tracking import KIND_TAG, Session, connect, run_tags, tracking_uri
 
 SETTLED = ".root"

@@ -15,8 +15,9 @@ from prefect import task
 
 from alignment_core.changes import explain_miss
 from alignment_core.config import Config
+from alignment_core.events import Event
 from alignment_core.records import ArtifactRef
-from alignment_core.stage import Event, StageOutcome, StageSpec, make_spec, run_stage
+from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
 from alignment_core.store import Store
 from tasks.workspace import Workspace

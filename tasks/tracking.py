@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment_core.curves import milestones
+from alignment_core.events import Event, read_events
 from alignment_core.journal import Began, PastRun
 from alignment_core.records import ArtifactRef
-from alignment_core.stage import Event, StageOutcome, StageSpec, read_events
+from alignment_core.stage import StageOutcome, StageSpec
 from tasks.mlflow_format import as_table, flatten, locked, milliseconds, pending_marker
 
 BATCH = 1000
@@ -30,6 +31,10 @@ KIND_TAG = "alignflow.kind"
 """`study` or the stage; every run of ours has it."""
 RUN_TAG = "alignflow.run"
 """The study run (its id in the store's journal) that works on a run of MLflow, or last did."""
+
+
+class TrackingError(OSError):
+    """MLflow could not be written; what it lacks is in the store, and is sent by the next run."""
 
 
 class Tracker:
@@ -94,7 +99,7 @@ class Tracker:
         self._queue.put(None)
         self._thread.join()
         if self._error is not None:
-            raise RuntimeError(
+            raise TrackingError(
                 f"MLflow at {tracking_uri(self.root)} could not be written: {self._error}. "
                 "The artifacts and their records in the store are complete; repair the server or set "
                 "MLFLOW_TRACKING_URI, then run the command again"

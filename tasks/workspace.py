@@ -19,7 +19,7 @@ from tasks.progress import Listener, LogListener
 from tasks.rebuild import settle
 from tasks.recovery import crash_flow_run
 from tasks.roots import require_writable
-from tasks.tracking import Tracker, run_tags
+from tasks.tracking import Tracker, TrackingError, run_tags
 
 logger = logging.getLogger("alignflow")
 
@@ -93,7 +93,7 @@ def open_workspace(
             try:
                 tracker.close()
                 shown = True
-            except RuntimeError as outage:
+            except TrackingError as outage:
                 error.add_note(str(outage))  # beside the reason why the study failed, not in its place
         raise
     finally:

@@ -15,8 +15,8 @@ PLACES = {
     "mid-step, before the update": ("{loop}.apply_update", 6, "before"),
     "mid-step, rollouts unconsumed": ("policy_gradient.collect_rollout", 3, "after"),
     "while writing a checkpoint": ("checkpoints.save_file", 4, "half"),
-    "checkpoint written, not renamed": ("stage.write_durably", 2, "after"),
-    "checkpoint renamed, older not removed": ("stage.sync_folder", 2, "after"),
+    "checkpoint written, not renamed": ("checkpoint_folders.write_durably", 2, "after"),
+    "checkpoint renamed, older not removed": ("stage_run.sync_folder", 2, "after"),
     "results there, no manifest": ("Store.publish", 1, "before"),
     "manifest there, not renamed": ("store.write_durably", 1, "after"),
     "published, nobody told": ("Store.publish", 1, "after"),
@@ -48,7 +48,7 @@ def die(report: Path, step: int) -> None:
 
 def watch_steps(steps: list[int]) -> None:
     """Keep the number of the last step whose point was emitted."""
-    from alignment_core.stage import StageRun
+    from alignment_core.stage_run import StageRun
 
     emit = StageRun.emit
 
@@ -61,11 +61,12 @@ def watch_steps(steps: list[int]) -> None:
 
 def plant(name: str, number: int, when: str, kill: Callable[[], None]) -> None:
     """Replace a function by one that kills at its `number`-th call."""
-    from alignment_core import checkpoints, policy_gradient, sft, stage, store
+    from alignment_core import checkpoint_folders, checkpoints, policy_gradient, sft, stage_run, store
 
     owner_name, attribute = name.split(".")
-    modules = {"checkpoints": checkpoints, "policy_gradient": policy_gradient, "sft": sft, "stage": stage}
-    owner: Any = {**modules, "store": store, "Store": store.Store, "StageRun": stage.StageRun}[owner_name]
+    modules = {"checkpoints": checkpoints, "policy_gradient": policy_gradient, "sft": sft, "stage_run": stage_run}
+    modules |= {"store": store, "checkpoint_folders": checkpoint_folders}
+    owner: Any = {**modules, "Store": store.Store, "StageRun": stage_run.StageRun}[owner_name]
     original, calls = getattr(owner, attribute), [0]
 
     def planted(*given: Any, **named: Any) -> Any:

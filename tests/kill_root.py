@@ -12,9 +12,10 @@ from alignment_core.config import (
     ScratchModelConfig,
     SFTConfig,
 )
+from alignment_core.events import read_events
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
-from alignment_core.stage import StageSpec, make_spec, read_events, run_stage
+from alignment_core.stage import StageSpec, make_spec, run_stage
 from alignment_core.stage_config import GRPOStage, PrepareStage, PretrainStage, SFTStage
 from alignment_core.store import Store
 

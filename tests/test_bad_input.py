@@ -22,8 +22,9 @@ from alignment_core.checkpoints import LoopIdentity, resume, write_checkpoint
 from alignment_core.config import Config, DataConfig
 from alignment_core.models import load_tokenizer
 from alignment_core.prompts import read_template
-from alignment_core.stage import StageRun, StageSpec, make_spec, run_stage
+from alignment_core.stage import StageSpec, make_spec, run_stage
 from alignment_core.stage_config import ImportModelStage, PrepareStage
+from alignment_core.stage_run import StageRun
 from alignment_core.store import Components, Store
 from flows.settings import load_config, parse_override
 from tasks.roots import require_writable

@@ -41,6 +41,36 @@ def test_only_tracking_imports_mlflow() -> None:
     assert users == ["tracking.py"]
 
 
+def blind_spots(path: Path) -> list[str]:
+    """What a file does that `alignment_core.fingerprint`, which follows names, would not see."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or any(alias.name == "*" for alias in node.names)):
+            found.append(f"line {node.lineno}: a relative or star import")
+        if isinstance(node, ast.Global):
+            found.append(f"line {node.lineno}: a global statement")
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            if name in {"globals", "__subclasses__", "import_module", "__import__"} and path.name not in DYNAMIC:
+                found.append(f"line {node.lineno}: {name}")
+    for statement in tree.body:
+        harmless = isinstance(statement, ast.If) and ast.unparse(statement.test) in HARMLESS
+        if isinstance(statement, ast.If | ast.Try) and not harmless:
+            found.append(f"line {statement.lineno}: a definition or import under a condition")
+    return found
+
+
+HARMLESS = {"TYPE_CHECKING", "__name__ == '__main__'"}
+DYNAMIC = {"__init__.py", "stage.py", "stage_process.py", "acceptance.py"}
+"""Rooms that import by name on purpose: the lazy exports, and the machinery around stages."""
+
+
+def test_the_core_does_nothing_that_a_fingerprint_cannot_see() -> None:
+    found = {path.name: spots for path in (ROOT / "alignment_core").rglob("*.py") if (spots := blind_spots(path))}
+    assert not found
+
+
 def test_the_parent_of_a_study_imports_no_torch() -> None:
     modules = [f"alignment_core.{name}" for name in LIGHT] + ["flows.study", "flows.settings", "flows.cli"]
     code = (

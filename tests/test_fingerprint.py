@@ -108,6 +108,38 @@ def test_feels(package: Path, old: str, new: str, felt: str) -> None:
     assert {name for name in before if before[name] != after[name]} == {felt}
 
 
+@pytest.mark.parametrize(
+    ("header", "other"),
+    [
+        ("from math import sqrt", "from math import cbrt as sqrt"),
+        ("import numpy as np", "import torch as np"),
+        (
+            "from alignment_core.losses import scale as a, other as b",
+            "from alignment_core.losses import other as a, scale as b",
+        ),
+    ],
+)
+def test_feels_what_a_name_stands_for(package: Path, header: str, other: str) -> None:
+    body = "\ndef run(config):\n    return a(b(config)) if 'as b' else (sqrt(config), np.exp(config))\n"
+    unbound = "" if " as a" in header else "a = b = abs\n"
+    (package / "stages" / "demo.py").write_text(f"{header}\n{unbound}{body}")
+    before = digest(package)
+    edit(package, "stages/demo.py", header, other)
+    after = digest(package)
+    assert before.keys() == after.keys()
+    run = "alignment_core.stages.demo.run"
+    assert {name for name in before if before[name] != after[name]} == {run}
+
+
+def test_feels_a_loop_that_fills_a_table(package: Path) -> None:
+    (package / "stages" / "demo.py").write_text(
+        "TABLE = {}\nfor name in ('a', 'b'):\n    TABLE[name] = 1\n\ndef run(config):\n    return TABLE\n"
+    )
+    before = digest(package)
+    edit(package, "stages/demo.py", "TABLE[name] = 1", "TABLE[name] = 2")
+    assert digest(package) != before
+
+
 def test_follows_imports_inside_functions_and_module_attributes(package: Path) -> None:
     (package / "stages" / "demo.py").write_text(
         "def run(config):\n    from alignment_core import losses\n    return losses.other(config)\n"

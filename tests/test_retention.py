@@ -18,14 +18,15 @@ from typer.testing import CliRunner
 from alignment_core import store as store_module
 from alignment_core.audit import verify
 from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig
-from alignment_core.extension import STATE
+from alignment_core.events import read_events
 from alignment_core.journal import RunJournal, begin_run, dead_runs, past_runs, undisturbed
 from alignment_core.models import save_model
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.records import ArtifactRef, GradedResponse, Problem, write_jsonl
 from alignment_core.retention import checkpoints_to_keep, collect
-from alignment_core.stage import StageRun, make_spec, read_events, run_stage
+from alignment_core.stage import make_spec, run_stage
 from alignment_core.stage_config import GRPOStage
+from alignment_core.stage_run import StageRun
 from alignment_core.stages import grpo as grpo_stage
 from alignment_core.store import Components, ManifestDraft, Producer, Store
 from flows.cli import app
@@ -308,26 +309,45 @@ def record(folder: Path) -> list[tuple[int, int | None, dict[str, float]]]:
 
 
 def test_four_steps_and_four_more_are_eight(extend: Any) -> None:
-    straight = extend("straight", n_grpo_steps=8, keep_state=True)
-    short = extend("extended", keep_state=True)
-    longer = extend("extended", n_grpo_steps=8)
+    straight = extend("straight", n_grpo_steps=8)
+    short = extend("extended")
+    longer = extend("extended", n_grpo_steps=8, keep_state=False)
     assert (straight.steps, short.steps, longer.steps, longer.how) == (8, 4, 4, "resumed")
     assert longer.ref == straight.ref  # same key, and the same bytes in every published file
     assert record(longer.folder) == record(straight.folder)
-    assert not (longer.folder / STATE).exists()
+    states = longer.folder.parents[1] / ".states"
+    assert [path.name for path in states.iterdir()] == [f"grpo-{short.ref.key}"]
+    assert not list(short.folder.rglob("optimizer.safetensors"))  # no part of what is published
     first, last = (load_file(one.folder / "model" / "model.safetensors") for one in (short, straight))
     assert any(not torch.equal(first[name], last[name]) for name in first)  # it did learn in between
-    further = extend("extended", n_grpo_steps=9, keep_state=True)  # the longest with state, not the longest
+    further = extend("extended", n_grpo_steps=9)  # the longest with state, not the longest
     assert further.steps == 5
+    store = Store(longer.folder.parents[1])
+    assert {item.kind for item in collect(store, keep_days=30, dry_run=False)} <= {"artifact"}
+    removed = collect(store, keep_days=30, dry_run=False, states=True)
+    assert sorted(item.path for item in removed) == sorted(f".states/grpo-{run.ref.key}" for run in (short, further))
+    assert not list(states.iterdir())
+
+
+def test_a_damaged_state_is_not_gone_on_from(extend: Any) -> None:
+    short = extend("store")
+    optimizer = short.folder.parents[1] / ".states" / f"grpo-{short.ref.key}" / "optimizer.safetensors"
+    content = bytearray(optimizer.read_bytes())
+    content[-1] ^= 1
+    optimizer.write_bytes(content)
+    longer = extend("store", n_grpo_steps=5)
+    assert (longer.steps, longer.how) == (5, "ran")
+    said = [event.name for event in read_events(longer.folder) if event.kind == "say"]
+    assert said[0].endswith("not its training state (optimizer.safetensors was changed): from step 0")
 
 
 def test_without_its_state_a_run_is_not_extended_and_says_so(extend: Any) -> None:
-    short = extend("store")
+    short = extend("store", keep_state=False)
     assert short.folder.parent.parent.joinpath("grpo", short.ref.key, "manifest.json").is_file()
     longer = extend("store", n_grpo_steps=5)
     assert (longer.steps, longer.how) == (5, "ran")
     said = [event.name for event in read_events(longer.folder) if event.kind == "say"]
-    assert "grpo/base has 4 of these steps but kept no training state" in said[0]
+    assert said[0].startswith("grpo/base has 4 of these steps, but not its training state (it was not kept")
 
 
 def test_keeping_the_state_is_in_no_key_and_needs_a_constant_rate() -> None:
@@ -336,5 +356,7 @@ def test_keeping_the_state_is_in_no_key_and_needs_a_constant_rate() -> None:
         for keep in (False, True)
     )
     assert plain.key_settings() == keeping.key_settings()
+    cosine = OptimizerConfig(schedule="cosine")
+    assert [GRPOConfig(optimizer=one).keeps_state for one in (GRPO.optimizer, cosine)] == [True, False]
     with pytest.raises(ValueError, match=r"set grpo\.optimizer\.schedule to constant|Set grpo\.optimizer"):
         GRPOConfig(keep_state=True, optimizer=OptimizerConfig(schedule="cosine"))

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from alignment_core.config import Config
-from alignment_core.stage import Event, StageSpec, read_events, run_stage
+from alignment_core.events import Event, read_events
+from alignment_core.journal import undisturbed
+from alignment_core.stage import StageSpec, run_stage
 from alignment_core.store import Components, Store
 
 
@@ -139,6 +141,49 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_serves(
     assert (store.path(outcome.ref) / "result.txt").read_text() == "6"
 
 
+def test_a_record_that_was_changed_is_not_gone_on_from(tmp_path: Path, install: Any) -> None:
+    store, heard = Store(tmp_path), list[Event]()
+    install(count(fail_at=4))
+    with pytest.raises(RuntimeError):
+        run_stage(store, spec())
+    events = next(tmp_path.glob(".work/*/output/record/events.jsonl"))
+    events.write_bytes(b"#" + events.read_bytes()[1:])
+    install(count())
+    assert run_stage(store, spec(), heard.append).how == "ran"
+    assert "the checkpoint of step 2 is damaged and was removed: events.jsonl was changed" in [e.name for e in heard]
+
+
+@pytest.mark.parametrize("spoil", ["edit", "remove", "another"])
+def test_an_input_that_is_not_what_the_key_was_made_of_is_refused(tmp_path: Path, install: Any, spoil: str) -> None:
+    store = Store(tmp_path)
+    install(count())
+    parent = run_stage(store, spec()).ref
+    content = store.path(parent) / "result.txt"
+    if spoil == "remove":
+        content.unlink()
+    if spoil == "edit":
+        content.write_text("9")
+    if spoil == "another":
+        parent = parent.model_copy(update={"digest": "0" * 64})
+    child = spec(steps=2).model_copy(update={"inputs": {"model": parent}, "key": "child"})
+    with pytest.raises(ValueError, match=rf"input model \(demo/{parent.key[:12]}\) cannot be used"):
+        run_stage(store, child)
+    assert store.lookup("demo", "child").ref is None
+
+
+def test_nothing_is_removed_while_a_stage_runs(tmp_path: Path, install: Any) -> None:
+    refused = []
+
+    def run(config: DemoStage, inputs: dict[str, Path], output: Path, run: Any) -> None:
+        with pytest.raises(ValueError, match="another command works on") as caught, undisturbed(tmp_path):
+            pass
+        refused.append(str(caught.value))
+
+    install(run)
+    run_stage(Store(tmp_path), spec())
+    assert refused
+
+
 def test_a_record_shorter_than_its_checkpoint_starts_over(tmp_path: Path, install: Any) -> None:
     store = Store(tmp_path)
     install(count(fail_at=4))
@@ -211,7 +256,7 @@ def test_the_cost_of_a_resumed_stage_includes_the_attempts_before(
     tmp_path: Path, install: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 10_000, 100))
-    monkeypatch.setattr("alignment_core.stage.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("alignment_core.stage_run.time.monotonic", lambda: float(next(clock)))
     store = Store(tmp_path)
     install(count(fail_at=4))
     with pytest.raises(RuntimeError, match="broken"):

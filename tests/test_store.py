@@ -1,5 +1,6 @@
 """Artifacts: whole or not there, and a reason for every miss."""
 
+import json
 import os
 from pathlib import Path
 
@@ -33,6 +34,26 @@ def publish(store: Store, components: Components = COMPONENTS, text: str = "hell
         producer=Producer(started=0.0, seconds=1.0, host="here"),
     )
     return store.publish(source, draft)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("key", "other", "it is of demo/other"),
+        ("digest", "0" * 64, "its digest is not that of the files it lists"),
+        ("files", {}, "its digest is not that of the files it lists"),
+        ("files", {"../../secret": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which lies outside the artifact"),
+        ("files", {"/etc/hostname": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which lies outside the artifact"),
+    ],
+)
+def test_an_edited_manifest_is_damage(tmp_path: Path, field: str, value: object, told: str) -> None:
+    store = Store(tmp_path)
+    ref = publish(store)
+    path = store.path(ref) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    found = store.lookup(ref.stage, ref.key)
+    assert (found.status, found.ref) == ("damaged", None)
+    assert told in found.reason
 
 
 def test_published_is_found_and_digest_covers_content_only(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from alignment_core.events import EVENTS, Event
 from alignment_core.records import ArtifactRef
-from alignment_core.stage import EVENTS, Event, StageSpec
+from alignment_core.stage import StageSpec
 from alignment_core.store import Components
-from tasks.tracking import Tracker, pending_marker, tracking_uri
+from tasks.tracking import Tracker, TrackingError, pending_marker, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,6 @@ def test_an_outage_is_told_at_the_end_and_leaves_the_stage_pending(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = Tracker(tmp_path, "study", "run", {})
     tracker.stage_started(make_spec("lost"))
-    with pytest.raises(RuntimeError, match=r"MLflow at http://127\.0\.0\.1:9 could not be written"):
+    with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 could not be written"):
         tracker.close()
     assert pending_marker(tmp_path, "lost").exists()

@@ -1,10 +1,8 @@
 """Stage `grpo`: one policy-gradient run from a model."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.extension import STATE
 from alignment_core.models import load_model, load_tokenizer, save_model
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.runs import RunContext
@@ -17,9 +15,7 @@ CONFIG = GRPOStage
 
 
 def run(config: GRPOStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
-    """Write model/, a Hugging Face folder, and, if asked for, the training state after the last step."""
-    state = output / STATE
-    shutil.rmtree(state, ignore_errors=True)  # of an attempt that was cut off: the record outlives a resume
+    """Write model/, a Hugging Face folder; leave the training state after the last step with the run, if asked to."""
     source, revision = model_location(inputs["model"])
     tokenizer = load_tokenizer(source, revision)
     model = load_model(source, revision)
@@ -48,6 +44,6 @@ def run(config: GRPOStage, inputs: Mapping[str, Path], output: Path, run: RunCon
         config.compute_dtype,
         validate,
         sampler,
-        state if config.grpo.keep_state else None,
+        run.state_folder() if config.grpo.keeps_state else None,
     )
     save_model(model, tokenizer, output / "model")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment_core.analysis import Analysis
+from alignment_core.events import read_events
 from alignment_core.report import ReportData, StageRow, draw_figures, render
 from alignment_core.runs import RunContext
-from alignment_core.stage import read_events
 from alignment_core.stage_config import AcceptedStage, ReportStage
 from alignment_core.store import MANIFEST, Manifest
 

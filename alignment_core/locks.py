@@ -1,0 +1,48 @@
+"""flock on files of the store: freed by the kernel when a process dies, however it dies."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock of one's own; whoever has to wait for it hears for whom before it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if not try_lock(file, fcntl.LOCK_EX):
+            file.seek(0)
+            on_wait(file.read().strip() or "another process")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+@contextmanager
+def in_use(store: Path) -> Iterator[None]:
+    """Nothing is removed from this store within the block; waits while somebody does."""
+    with open_store_lock(store) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def open_store_lock(store: Path) -> IO[str]:
+    """The file whose lock whoever works on a store shares, and whoever removes artifacts has alone."""
+    path = store / ".locks" / "store.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a", encoding="utf-8")
+
+
+def try_lock(file: IO[Any], kind: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
