@@ -1,5 +1,6 @@
 """Why a key is new: what differs between two sets of components, in words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -40,12 +41,7 @@ def differences(old: Components, new: Components, most: int = 4) -> list[str]:
     for kind in KINDS:
         before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
         changed = _changed(old, new, kind)
-        shown = [
-            f"{name} {_brief(before.get(name, 'absent'))} -> {_brief(after.get(name, 'absent'))}"
-            if kind in {"config", "versions"}
-            else name
-            for name in changed[:most]
-        ]
+        shown = [_change(name, before, after) if kind in {"config", "versions"} else name for name in changed[:most]]
         if changed:
             more = f" and {len(changed) - most} more" if len(changed) > most else ""
             lines.append(f"{kind} changed: {', '.join(shown)}{more}")
@@ -58,6 +54,13 @@ def _changed(old: Components, new: Components, kind: str) -> list[str]:
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     # An empty list or section that got members is told by its members.
     return [name for name in changed if not any(other.startswith(f"{name}.") for other in changed)]
+
+
+def _change(name: str, before: dict[str, object], after: dict[str, object]) -> str:
+    old, new = before.get(name, "absent"), after.get(name, "absent")
+    if any(re.fullmatch("[0-9a-f]{32,}", str(value)) for value in (old, new)):
+        return name  # a digest tells nobody anything
+    return f"{name} {_brief(old)} -> {_brief(new)}"
 
 
 def _brief(value: object) -> str:

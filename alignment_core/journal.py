@@ -125,7 +125,10 @@ class RunJournal:
         self._write(Reached(label=label, stage=stage, key=key, how=how))
 
     def end(
-        self, status: Literal["FINISHED", "FAILED"], metrics: dict[str, float] | None = None, files: Sequence[str] = ()
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: dict[str, float] | None = None,
+        files: Sequence[str] = (),
     ) -> None:
         """Last line."""
         self.ended = True

@@ -54,6 +54,13 @@ def read_rows(source: str, split: str, all_configs: bool = False) -> list[RawRow
     return rows
 
 
+def require_readable(source: str, split: str) -> None:
+    """Raise ValueError, naming file and line, if a local source cannot be read; a hub id passes without a question."""
+    path = _local_file(source, split)
+    for _row_read in _file_rows(path) if path is not None else ():
+        pass
+
+
 def _local_file(source: str, split: str) -> Path | None:
     """The file meant by `source`, or None for a hub id."""
     path = Path(source)

@@ -239,7 +239,7 @@ def _user(action: Any) -> Any:
         return action()
     except BaseException as error:
         if code := exit_code_of(error):
-            typer.echo("alignflow: interrupted; the same command goes on from the last checkpoint", err=True)
+            typer.echo("alignflow: interrupted; the same command goes on where this one stopped", err=True)
             raise typer.Exit(code) from error
         if isinstance(error, ValueError | OSError):
             typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)

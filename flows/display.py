@@ -1,5 +1,6 @@
 """What a person sees of a running study: a line per finished stage, a live bar for the one under way."""
 
+import time
 from typing import Any
 
 from rich import box
@@ -17,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from alignment_core.events import Event
+from alignment_core.interruption import exit_code_of
 from alignment_core.stage import StageOutcome
 from tasks.progress import headline
 
@@ -26,7 +28,7 @@ QUIET_SECONDS = 30.0
 
 
 class RichListener:
-    """Draws stages on a terminal; on a pipe it prints the finished lines only, plus a first sign of life."""
+    """Draws stages on a terminal; on a pipe it prints a line as each begins and ends, and one now and then between."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -55,6 +57,9 @@ class RichListener:
     def started(self, label: str, stage: str, reason: str) -> None:
         """Show the bar of a new stage."""
         self._drop_bar()
+        if not self.console.is_terminal:
+            self.console.print(f" running            {escape(label)}  [dim]{escape(reason)}[/dim]", highlight=False)
+        self._told[label] = time.time()
         self._task = self._progress.add_task(escape(label), total=None, rate="", metrics=f"[dim]{escape(reason)}[/dim]")
 
     def event(self, label: str, event: Event) -> None:
@@ -86,7 +91,8 @@ class RichListener:
     def failed(self, label: str, error: BaseException) -> None:
         """One line that stays; the reason itself comes last, from the command."""
         self._drop_bar()
-        self.console.print(f"[red]  failed[/red]            {escape(label)}", highlight=False)
+        word, colour = ("stopped", "yellow") if exit_code_of(error) else (" failed", "red")
+        self.console.print(f"[{colour}] {word}[/{colour}]            {escape(label)}", highlight=False)
 
     def _drop_bar(self) -> None:
         if self._task is not None:

@@ -32,8 +32,10 @@ def plan_flow(flow: Flow[..., dict[str, Any]], root: str | None, **parameters: A
 
 
 def describe(plan: Plan, root: Path) -> Iterator[str]:
-    """The plan as lines: a stage each, then the counts, then the disk."""
+    """The plan as lines: a stage each, but those that are simply there; then the counts, then the disk."""
     for stage in plan.stages:
+        if stage.status == "cached" and not stage.accepted:
+            continue
         size = stage.weight_bytes() if stage.status != "cached" else 0
         weights = f"  [{gigabytes(size)}]" if size else ""
         yield f"{WORDS[stage.status]:>10}  {stage.label}  {(stage.key or '-')[:12]}  {stage.reason}{weights}"

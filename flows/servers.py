@@ -1,5 +1,6 @@
 """The two web UIs, on loopback."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ from types import FrameType
 from tasks.tracking import tracking_uri
 
 LOOPBACK = "127.0.0.1"
+ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Nothing here uses MLflow's background jobs, whose seven processes outlive the server by a minute."""
 
 
 def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
@@ -32,19 +35,27 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
         ],
     }
     servers: list[subprocess.Popen[bytes]] = []
+    log_path = root / "mlruns" / "ui.log"
+    log = log_path.open("w")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)  # also where a shell started us with SIGINT ignored
     try:
         for url, command in commands.items():
             # In a session of its own a server does not see the terminal's Ctrl-C: we end it, in order.
-            servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True))
+            servers.append(
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, start_new_session=True
+                )
+            )
             print(url, flush=True)
         while all(server.poll() is None for server in servers):
             try:
                 servers[0].wait(timeout=1)
             except subprocess.TimeoutExpired:
                 continue
-        return next(server.returncode for server in servers if server.poll() is not None) or 0
+        code = next(server.returncode for server in servers if server.poll() is not None) or 0
+        print(f"one of them ended with exit code {code}: see {log_path}", flush=True)
+        return code
     except KeyboardInterrupt:
         return 0
     finally:
@@ -56,6 +67,7 @@ def serve_uis(root: Path, prefect_port: int, mlflow_port: int) -> int:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+        log.close()
 
 
 def _require_free(port: int, option: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from alignment_core.config import DataConfig, StudyConfig
 from alignment_core.planning import UNKNOWN_COUNT, is_planned
+from alignment_core.problem_sources import require_readable
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import FilterStage, PrepareStage
@@ -14,7 +15,13 @@ from tasks.workspace import Workspace
 
 
 def prepare_problems(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
-    """Splits with prompts, traces and the leakage report."""
+    """Splits with prompts, traces and the leakage report.
+
+    Raises ValueError, naming file and line, if a local source cannot be read: at once, and in a plan too.
+    """
+    for source, split in ((config.data.train, "train"), (config.data.test, "test"), (config.data.traces, "train")):
+        if source:
+            require_readable(source, split)
     stage = PrepareStage(
         data=config.data,
         template=read_template(config.prompt),

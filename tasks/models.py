@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from alignment_core.config import StudyConfig
+from alignment_core.model_folders import require_complete
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import ImportModelStage, PretrainStage
@@ -39,12 +40,14 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
 def import_checkpoint(workspace: Workspace, source: str, revision: str | None, label: str) -> ArtifactRef:
     """A pretrained checkpoint, local or on the hub, by reference.
 
-    Raises ValueError for a path without a folder, before anything waits for a hub that cannot know it.
+    Raises ValueError for a path without a whole checkpoint, before anything waits for a hub that cannot know it.
     """
     is_path = source.startswith((".", "/", "~")) or source.count("/") != 1
     folder = Path(source).expanduser()
     if is_path and not folder.is_dir():
         raise ValueError(f"no model folder {source!r}: give a folder in Hugging Face layout, or a hub id owner/name")
+    if folder.is_dir():
+        require_complete(folder)
     content = folder_identity(folder)
     where = source if content is None else str(folder.resolve())
     stage = ImportModelStage(source=where, revision=revision, content=content)

@@ -16,6 +16,7 @@ from prefect import task
 from alignment_core.changes import explain_miss
 from alignment_core.config import Config
 from alignment_core.events import Event
+from alignment_core.interruption import exit_code_of
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
@@ -92,7 +93,7 @@ def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, 
             log.write_text(traceback.format_exc(), encoding="utf-8")
         error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]}); traceback: {log}")
         workspace.listener.failed(spec.label, error)
-        workspace.tracker.stage_failed(spec)
+        workspace.tracker.stage_failed(spec, stopped=exit_code_of(error) is not None)
         raise
     workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.path(outcome.ref))
     workspace.outcomes[spec.label] = outcome

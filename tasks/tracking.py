@@ -67,9 +67,9 @@ class Tracker:
         """Forward the rest of the record, the sample tables and the small result files; close the run."""
         self._put(lambda: self._session.close_stage(spec.key, ref, artifact))
 
-    def stage_failed(self, spec: StageSpec) -> None:
-        """Mark the child run failed."""
-        self._put(lambda: self._session.fail_stage(spec.key))
+    def stage_failed(self, spec: StageSpec, stopped: bool = False) -> None:
+        """Mark the child run failed; killed, if a signal stopped it."""
+        self._put(lambda: self._session.fail_stage(spec.key, "KILLED" if stopped else "FAILED"))
 
     def close_killed(self, run: PastRun) -> None:
         """Close the parent run, and the stage runs left running, of a study run whose process is dead."""
@@ -300,9 +300,9 @@ class Session:
             listed = [{"path": f"{name}.json", "type": "table"} for name in tables]
             self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(listed))
 
-    def fail_stage(self, key: str) -> None:
+    def fail_stage(self, key: str, status: str) -> None:
         if key in self._runs:
-            self._client.set_terminated(self._runs[key], "FAILED")
+            self._client.set_terminated(self._runs[key], status)
 
     def close_killed(self, run: PastRun) -> None:
         """End the parent run and the stage runs that a dead process left running, as KILLED if nobody knows better."""

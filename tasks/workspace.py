@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from prefect import runtime
 
+from alignment_core.interruption import exit_code_of
 from alignment_core.journal import PastRun, RunJournal, begin_run, dead_runs
 from alignment_core.planning import Planner
 from alignment_core.stage import StageOutcome
@@ -89,7 +90,7 @@ def open_workspace(
         shown = True
     except BaseException as error:
         if not shown and not journal.ended:
-            _end(workspace, journal, "FAILED", [])
+            _end(workspace, journal, "FAILED" if exit_code_of(error) is None else "KILLED", [])
             try:
                 tracker.close()
                 shown = True
@@ -101,7 +102,10 @@ def open_workspace(
         journal.release(shown)
 
 
-def _end(workspace: Workspace, journal: RunJournal, status: Literal["FINISHED", "FAILED"], results: list[Path]) -> None:
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def _end(workspace: Workspace, journal: RunJournal, status: Status, results: list[Path]) -> None:
     workspace.tracker.study_finished(status, workspace.final_metrics, results, workspace.outcomes)
     files = [path.relative_to(workspace.store.root).as_posix() for path in results]
     journal.end(status, workspace.final_metrics, files)

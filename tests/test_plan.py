@@ -166,9 +166,7 @@ def test_the_forecast_counts_weights_once_and_checkpoints_of_one_stage(
 
 
 def test_a_model_of_unknown_size_is_said_to_be_left_out(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    overrides = {"model__source": str(model), "model__scratch": None}
+    overrides = {"model__source": "owner/name", "model__scratch": None}
     lines = list(room.forecast(plan(tmp_path / "root", **overrides), tmp_path))
     assert any("grpo/base/seed0 not counted" in line for line in lines)
 

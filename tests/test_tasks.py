@@ -5,7 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import make_spec
@@ -105,6 +107,8 @@ def test_a_moved_checkpoint_is_imported_from_where_it_is_now(tmp_path: Path, mon
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     (old / "config.json").write_text("{}")
+    (old / "tokenizer.json").write_text("{}")
+    save_file({"weight": np.zeros(2, dtype=np.float32)}, old / "model.safetensors")
     workspace: Any = None
     models.import_checkpoint(workspace, str(old), None, "base model")
     old.rename(new)
@@ -144,7 +148,9 @@ def test_a_failed_stage_says_where_its_traceback_lies(workspace: Workspace, monk
 
     monkeypatch.setattr(stages, "run_stage", broken)
     monkeypatch.setattr(workspace, "listener", LogListener())
-    monkeypatch.setattr(workspace, "tracker", SimpleNamespace(stage_started=print, stage_failed=print))
+    monkeypatch.setattr(
+        workspace, "tracker", SimpleNamespace(stage_started=print, stage_failed=lambda _spec, stopped: None)
+    )
     spec = make_spec("import_model", ImportModelStage(source="some/model"), {}, "base model")
     with pytest.raises(ValueError, match="is shorter") as caught:
         stages.stage_task.fn(spec, workspace, "first run")
