@@ -188,7 +188,7 @@ def test_ctrl_c_and_sigterm_save_and_end_quickly_and_leave_no_process(
     assert process.returncode == code, errors
     assert errors.strip().startswith("alignflow: interrupted")
     assert "Traceback" not in errors
-    assert seconds < 10
+    assert seconds < 30  # a busy machine took 10; a client that retries a dead server takes over 60
     assert not session_members(process.pid)
     assert not embedded_servers(command)
     assert f"resumed grpo at step {command.grpo_step()} of 20" in command.finish(change)

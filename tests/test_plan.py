@@ -171,6 +171,21 @@ def test_a_model_of_unknown_size_is_said_to_be_left_out(tmp_path: Path) -> None:
     assert any("grpo/base/seed0 not counted" in line for line in lines)
 
 
+def test_a_plan_refuses_local_input_that_a_run_would_refuse(tmp_path: Path) -> None:
+    rows, empty = tmp_path / "rows.jsonl", tmp_path / "model"
+    rows.write_text('{"question": "1+1", "answer": "2"}\n{"question": \n')
+    empty.mkdir()
+    base = {"model__source": "owner/name", "model__scratch": None}
+    jsonl = {**base, "data__kind": "jsonl", "data__arithmetic": None, "data__test": str(rows)}
+    for overrides, told in (
+        ({**jsonl, "data__train": str(tmp_path / "none.jsonl")}, "no file"),
+        ({**jsonl, "data__train": str(rows)}, "rows.jsonl, line 2: not valid JSON"),
+        ({**base, "model__source": str(empty)}, "has no config.json"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            plan(tmp_path / "root", **overrides)
+
+
 @pytest.mark.parametrize("preset", ["smoke", "smok"])
 def test_the_command_plans_without_torch_or_a_server(store: Store, tmp_path: Path, preset: str) -> None:
     """On a study that is finished but for one setting; an unknown preset is an error, and only that exits non-zero."""
