@@ -34,10 +34,11 @@ def keys() -> dict[str, dict[str, float]]:
 
 
 def checkpoint(folder: str) -> dict[str, float]:
-    """Share of the plain write's speed that a checkpoint, written and found again, reaches; the two take turns."""
+    """Share of the plain write's speed that a checkpoint, written and read back twice, reaches; the two take turns."""
     import torch
     from torch import nn
 
+    from alignment_core.checkpoint_folders import find_flaw
     from alignment_core.checkpoints import LoopIdentity, write_checkpoint
     from alignment_core.stage_run import StageRun
 
@@ -58,8 +59,9 @@ def checkpoint(folder: str) -> dict[str, float]:
         began = time.perf_counter()
         write = partial(write_checkpoint, model=model, optimizer=optimizer, step=step, identity=identity)
         run.save_checkpoint(step, write)
-        if run.latest_checkpoint() is None:
-            raise RuntimeError("the checkpoint is not found")
+        checkpoint = run.latest_checkpoint()
+        if checkpoint is None or find_flaw(checkpoint):
+            raise RuntimeError("the checkpoint is not found, or not what was written")
         saved.append(time.perf_counter() - began)
     run.close()
     size = sum(tensor.nbytes for tensor in tensors) / GIGABYTE
