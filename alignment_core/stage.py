@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from alignment_core.config import Config
+from alignment_core.config_base import Config
 from alignment_core.disk import disk_errors
 from alignment_core.extension import go_on_from_shorter
-from alignment_core.fingerprint import fingerprint, require_unedited
+from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import Interrupted, Interruption, interruptible
 from alignment_core.operation import checkpoint_period, computed_on, differing
 from alignment_core.records import ArtifactRef, Record
@@ -85,7 +85,8 @@ class StageOutcome(Record):
 
 def make_spec(stage: str, config: Config, inputs: Mapping[str, ArtifactRef], label: str) -> StageSpec:
     """The spec of a stage, key included; imports no stage code."""
-    code = fingerprint(f"alignment_core.stages.{stage}:run")
+    settings = config.model_dump(mode="json")
+    code = stage_fingerprint(stage, settings)
     components = Components(
         stage=stage,
         config=config.key_settings(),
@@ -96,7 +97,7 @@ def make_spec(stage: str, config: Config, inputs: Mapping[str, ArtifactRef], lab
     return StageSpec(
         stage=stage,
         label=label,
-        config=config.model_dump(mode="json"),
+        config=settings,
         inputs=dict(inputs),
         components=components,
         key=components.key(),
