@@ -10,9 +10,9 @@ from importlib import import_module
 from pydantic import ValidationError
 
 from alignment_core.changes import differences
-from alignment_core.config import Config
+from alignment_core.config_base import Config
 from alignment_core.durable import write_durably
-from alignment_core.fingerprint import fingerprint, read_module
+from alignment_core.fingerprint import read_module, stage_fingerprint
 from alignment_core.records import ArtifactRef
 from alignment_core.store import Acceptance, Components, Manifest, Store
 
@@ -56,7 +56,7 @@ def components_today(store: Store, manifest: Manifest) -> Components:
     Code and versions are those on this machine; settings are read by today's settings class, so that a new field
     shows; an input is today's artifact of the same origin where the store has one, else the one that was used.
     """
-    code = fingerprint(f"alignment_core.stages.{manifest.stage}:run")
+    code = stage_fingerprint(manifest.stage, manifest.components.config)
     return manifest.components.model_copy(
         update={
             "config": _settings_today(manifest),
@@ -107,7 +107,7 @@ def _artifact_today(store: Store, ref: ArtifactRef, known: dict[str, ArtifactRef
     """What the store would answer with now where it once answered with `ref`; None if that stage would run."""
     if ref.key not in known:
         manifest = store.manifest(ref.stage, ref.key)
-        code = fingerprint(f"alignment_core.stages.{ref.stage}:run")
+        code = stage_fingerprint(ref.stage, manifest.components.config)
         update = {
             "inputs": _inputs_today(store, manifest, known),
             "code": code.definitions,

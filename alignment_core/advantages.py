@@ -3,10 +3,13 @@
 Shapes: P problems, G completions per problem. Groups are rows, never recovered from equal prompt texts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from alignment_core.training_config import Baseline
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,48 @@ class GroupStatistics:
     """Share of groups whose rewards are all equal; they have advantage 0 and teach nothing."""
 
 
-def group_advantages(rewards: Tensor, eps: float, normalize_by_std: bool) -> Tensor:
+def group_advantages(rewards: Tensor, eps: float, normalize_by_std: bool, baseline: Baseline = "group_mean") -> Tensor:
     """A = (r - mean(group)) / (std(group) + eps), or r - mean(group) without `normalize_by_std`.
 
-    `rewards` is (P, G), the result too, in float32 at least. The standard deviation is the unbiased one (G - 1).
-    A group of equal rewards gets exactly 0: its mean may be off by a rounding, which eps would blow up.
-    Raises ValueError for another shape or rewards that are not finite.
+    With the baseline `leave_one_out` A = r - mean(the others of the group), RLOO (arXiv:2402.14740), which is
+    G / (G - 1) times r - mean(group), never divided by a standard deviation. `rewards` is (P, G), the result too, in
+    float32 at least. The standard deviation is the unbiased one (G - 1). A group of equal rewards gets exactly 0:
+    its mean may be off by a rounding, which eps would blow up; so does a group of one.
+    Raises ValueError for another shape, rewards that are not finite, or leave_one_out with `normalize_by_std`.
     """
     rewards = _checked(rewards)
+    size = rewards.shape[1]
     centered = rewards - rewards.mean(dim=1, keepdim=True)
-    if normalize_by_std and rewards.shape[1] > 1:
+    if baseline == "leave_one_out":
+        if normalize_by_std:
+            raise ValueError("leave_one_out is not divided by a standard deviation: set normalize_by_std to False")
+        centered = centered * (size / max(size - 1, 1))
+    elif normalize_by_std and size > 1:
         centered = centered / (rewards.std(dim=1, keepdim=True) + eps)
-    return torch.where(_uniform(rewards), torch.zeros_like(centered), centered)
+    return torch.where(uniform_groups(rewards), torch.zeros_like(centered), centered)
+
+
+def informative_first(rewards: Tensor, count: int) -> list[int]:
+    """`count` of N groups, rewards (N, G): the first ones with unequal rewards, then, if short, the first others.
+
+    In ascending order. Groups of equal reward have advantage 0: dynamic sampling (arXiv:2503.14476, eq. 11) replaces
+    them. Raises ValueError if there are fewer than `count` groups.
+    """
+    if len(rewards) < count:
+        raise ValueError(f"{count} groups wanted, and there are {len(rewards)}: sample more")
+    uniform = uniform_groups(rewards).flatten().tolist()
+    order = sorted(range(len(rewards)), key=lambda group: (uniform[group], group))
+    return sorted(order[:count])
+
+
+def overlong_penalties(lengths: Sequence[int], max_tokens: int, buffer: int, scale: float = 1.0) -> list[float]:
+    """Reward (0 or less) that DAPO's soft overlong punishment adds (arXiv:2503.14476, eq. 13), one per length.
+
+    0 up to max_tokens - buffer response tokens, then falling linearly to -scale at max_tokens; no buffer, no penalty.
+    """
+    if buffer == 0:
+        return [0.0] * len(lengths)
+    return [-scale * min(max(length - (max_tokens - buffer), 0) / buffer, 1.0) for length in lengths]
 
 
 def group_statistics(rewards: Tensor) -> GroupStatistics:
@@ -48,12 +81,12 @@ def group_statistics(rewards: Tensor) -> GroupStatistics:
         minimum=rewards.min().item(),
         maximum=rewards.max().item(),
         group_std=rewards.std(dim=1).mean().item() if grouped else 0.0,
-        uniform_groups=_uniform(rewards).float().mean().item(),
+        uniform_groups=uniform_groups(rewards).float().mean().item(),
     )
 
 
-def _uniform(rewards: Tensor) -> Tensor:
-    """(P, 1) bool: all rewards of the group are equal."""
+def uniform_groups(rewards: Tensor) -> Tensor:
+    """(P, 1) bool: all rewards of the group are equal; (P, G) rewards."""
     return rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
 
 

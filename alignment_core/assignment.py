@@ -4,24 +4,30 @@ A student can call them from the course's adapters line by line. The pipeline it
 Where a function takes more than the course asks, the extra arguments come last and are optional.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from alignment_core import losses
 from alignment_core.advantages import group_advantages, group_statistics
-from alignment_core.batching import Batch, PackedDataset, TokenSequence, collate, pack_documents
-from alignment_core.config import LossType
+from alignment_core.batching import Batch, TokenSequence, collate
+from alignment_core.instruction_tuning import (
+    compute_per_instance_dpo_loss,
+    encode_text,
+    get_packed_sft_dataset,
+    iterate_batches,
+    padding_id,
+)
 from alignment_core.logprobs import entropy_from_logits, response_log_probs
+from alignment_core.losses import ClipRange
 from alignment_core.masking import masked_mean, masked_normalize
-from alignment_core.records import Record, read_jsonl
-from alignment_core.seeding import derive_seed
+from alignment_core.rewards import parse_gsm8k_response, parse_mmlu_response
+from alignment_core.training_config import LossType
 
 __all__ = [
     "compute_entropy",
@@ -30,6 +36,7 @@ __all__ = [
     "compute_naive_policy_gradient_loss",
     "compute_per_instance_dpo_loss",
     "compute_policy_gradient_loss",
+    "evaluate_vllm",
     "get_packed_sft_dataset",
     "get_response_log_probs",
     "grpo_microbatch_train_step",
@@ -37,15 +44,14 @@ __all__ = [
     "log_generations",
     "masked_mean",
     "masked_normalize",
+    "parse_gsm8k_response",
+    "parse_mmlu_response",
     "sft_microbatch_train_step",
     "tokenize_prompt_and_output",
 ]
 
 RewardFn = Callable[[str, str], Mapping[str, float]]
 """(response, ground truth) -> `reward`, `format_reward`, `answer_reward`."""
-
-INSTRUCTION_TEMPLATE = "Carry out the following request.\n\n## Request\n{instruction}\n\n## Reply\n{response}"
-"""Default document of instruction tuning and DPO; the published one can be given instead."""
 
 
 def tokenize_prompt_and_output(
@@ -59,22 +65,29 @@ def tokenize_prompt_and_output(
     if len(prompt_strs) != len(output_strs):
         raise ValueError(f"{len(prompt_strs)} prompts but {len(output_strs)} outputs: give one output for each prompt")
     sequences = [
-        TokenSequence(_encode(tokenizer, prompt), _encode(tokenizer, output))
+        TokenSequence(encode_text(tokenizer, prompt), encode_text(tokenizer, output))
         for prompt, output in zip(prompt_strs, output_strs, strict=True)
     ]
-    batch = collate(sequences, _padding_id(tokenizer))
+    batch = collate(sequences, padding_id(tokenizer))
     return {"input_ids": batch.input_ids, "labels": batch.labels, "response_mask": batch.response_mask}
 
 
 def compute_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the next-token distributions: logits (B, T, V) give (B, T)."""
+    """H = -sum_v p_v log p_v, p = softmax(z), in nats, of the next-token distributions: z (B, T, V) gives (B, T).
+
+    By log-softmax (logsumexp), so that no logit over- or underflows, in float32 at least.
+    """
     return entropy_from_logits(logits)
 
 
 def get_response_log_probs(
     model: nn.Module, input_ids: Tensor, labels: Tensor, return_token_entropy: bool = False
 ) -> dict[str, Tensor]:
-    """`log_probs` (B, T) of every label, padding and prompt included, and `token_entropy` (B, T) if asked."""
+    """log p(y_t | x_<=t) of every label y, padding and prompt included, from input ids x: both (B, T), on one device.
+
+    Returns `log_probs` (B, T), in nats, and `token_entropy` (B, T), without gradient, if asked. The model is a
+    Hugging Face causal language model whose head is linear; its train or eval mode is the caller's.
+    """
     everywhere = torch.ones_like(labels, dtype=torch.bool)
     scores = response_log_probs(model, Batch(input_ids, labels, everywhere), with_entropy=return_token_entropy)
     result = {"log_probs": scores.log_probs}
@@ -89,7 +102,12 @@ def sft_microbatch_train_step(
     gradient_accumulation_steps: int,
     normalize_constant: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Backward of mean_b [sum_t mask (-log p) / constant] / accumulation steps; that loss, and metadata."""
+    """Backward of mean_b [sum_t m_t (-log p_t) / constant] / accumulation steps; that loss, and metadata.
+
+    `policy_log_probs` and `response_mask` are (B, T); the loss is a scalar without gradient. Metadata: `token_nll`,
+    the mean of -log p over the response tokens, and their number. Each of the accumulation's micro-batches must have
+    the same B, or the mean over all is not theirs. Raises ValueError for a constant that is not positive.
+    """
     per_token = losses.negative_log_likelihood(policy_log_probs)
     denominator = len(policy_log_probs) * gradient_accumulation_steps
     loss = losses.aggregate(per_token, response_mask, "masked_normalize", denominator, normalize_constant)
@@ -136,6 +154,46 @@ def log_generations(
     return rows, {name: value for name, value in means.items() if value is not None}
 
 
+def evaluate_vllm(
+    vllm_model: Any,
+    reward_fn: RewardFn,
+    prompts: Sequence[str],
+    eval_sampling_params: Any,
+    ground_truths: Sequence[str] | None = None,
+    output_path: str | os.PathLike[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Generate with a `vllm.LLM`, grade every output, and return one JSON-ready row per generation, prompt by prompt.
+
+    `eval_sampling_params` is a `vllm.SamplingParams`; the engine's own template and tokens are used as they are.
+    `reward_fn` is called with (response, ground truth), without `ground_truths` with (response, prompt), which finds
+    the truth by the prompt. A row holds prompt, response, ground_truth, its token count, finish and stop reason, and
+    what `reward_fn` returned. `output_path` also writes the rows, as JSON lines.
+    Raises ValueError if the ground truths, or what the engine returns, are not one per prompt.
+    """
+    truths = list(prompts) if ground_truths is None else list(ground_truths)
+    if len(truths) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(truths)} ground truths: give one for each prompt")
+    requests = vllm_model.generate(list(prompts), eval_sampling_params)
+    if len(requests) != len(prompts):
+        raise ValueError(f"the engine answered {len(requests)} of {len(prompts)} prompts: look into its log")
+    rows = []
+    for prompt, truth, request in zip(prompts, truths, requests, strict=True):
+        for output in request.outputs:
+            row = {
+                "prompt": prompt,
+                "response": output.text,
+                "ground_truth": None if ground_truths is None else truth,
+                "response_length": len(output.token_ids),
+                "finish_reason": output.finish_reason,
+                "stop_reason": output.stop_reason,
+            }
+            rows.append(row | dict(reward_fn(output.text, truth)))
+    if output_path is not None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path(output_path).write_text(lines, encoding="utf-8")
+    return rows
+
+
 def compute_group_normalized_rewards(
     reward_fn: RewardFn,
     rollout_responses: Sequence[str],
@@ -146,10 +204,20 @@ def compute_group_normalized_rewards(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Advantages (B,), raw rewards (B,) and metadata of B = P * G responses, groups of `group_size` in a row.
 
-    Raises ValueError if B is not a multiple of the group size, or the ground truths are not B.
+    A = r - mean(group), divided by std(group) + `advantage_eps` if asked; std is the unbiased one, and a group of
+    equal rewards gets exactly 0. Metadata: mean, std, minimum and maximum of the rewards, mean std within groups,
+    share of groups of equal reward, mean format and answer reward.
+    Raises ValueError if B is 0 or no multiple of the group size, or the ground truths are not B.
     """
-    if group_size <= 0 or len(rollout_responses) % group_size:
-        raise ValueError(f"{len(rollout_responses)} responses do not split into groups of {group_size}")
+    if group_size <= 0 or not rollout_responses or len(rollout_responses) % group_size:
+        raise ValueError(
+            f"{len(rollout_responses)} responses do not split into groups of {group_size}: give whole groups, in a row"
+        )
+    if len(repeated_ground_truths) != len(rollout_responses):
+        raise ValueError(
+            f"{len(rollout_responses)} responses but {len(repeated_ground_truths)} ground truths: repeat each "
+            "problem's truth for every response to it"
+        )
     graded = [
         reward_fn(response, truth) for response, truth in zip(rollout_responses, repeated_ground_truths, strict=True)
     ]
@@ -164,14 +232,22 @@ def compute_group_normalized_rewards(
 
 
 def compute_naive_policy_gradient_loss(raw_rewards_or_advantages: Tensor, policy_log_probs: Tensor) -> Tensor:
-    """-A log p per token: (B, 1) and (B, T) give (B, T)."""
+    """-A log p per token (REINFORCE): (B, 1) and (B, T) give (B, T), no gradient through A.
+
+    Raises ValueError for rewards or advantages of another shape.
+    """
     return losses.reinforce_loss(raw_rewards_or_advantages, policy_log_probs)
 
 
 def compute_grpo_clip_loss(
-    advantages: Tensor, policy_log_probs: Tensor, old_log_probs: Tensor, cliprange: float
+    advantages: Tensor, policy_log_probs: Tensor, old_log_probs: Tensor, cliprange: ClipRange
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-min(r A, clip(r, 1-c, 1+c) A) per token (B, T), and per-token metadata: ratio, approx_kl, clip flags."""
+    """-min(r A, clip(r, 1 - c, 1 + c) A) per token, r = p / p_old, and per-token metadata.
+
+    A (B, 1), both log-probs and the loss (B, T). `cliprange` is c, or a pair (low, high) for [1 - low, 1 + high].
+    Metadata (B, T): `ratio_mean` (r), `approx_kl`, and `clip_fraction_low`, `clip_fraction_high`, 1 where the
+    clipped side was taken (arXiv:1707.06347, eq. 7). Raises ValueError for other shapes or a range not positive.
+    """
     result = losses.grpo_clip_loss(advantages, policy_log_probs, old_log_probs, cliprange)
     return result.loss, result.statistics
 
@@ -182,17 +258,20 @@ def compute_policy_gradient_loss(
     raw_rewards: Tensor | None = None,
     advantages: Tensor | None = None,
     old_log_probs: Tensor | None = None,
-    cliprange: float | None = None,
+    cliprange: ClipRange | None = None,
+    response_mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The per-token loss (B, T) that `loss_type` names, and per-token metadata.
 
-    `no_baseline` weighs by `raw_rewards` (B, 1), the others by `advantages` (B, 1); `grpo_clip` and `grpo_no_clip`
-    need `old_log_probs` (B, T), `grpo_clip` also `cliprange`. Raises ValueError for what is missing.
+    no_baseline -R log p, reinforce_with_baseline -A log p, grpo_clip -min(r A, clip(r) A), grpo_no_clip -r A, and
+    gspo, cispo as `alignment_core.losses` has them. `no_baseline` weighs by `raw_rewards` R (B, 1), the others by
+    `advantages` A (B, 1); all but the first two need `old_log_probs` (B, T), and, grpo_no_clip apart, `cliprange`;
+    gspo needs `response_mask` (B, T). Raises ValueError for what is missing.
     """
     name, weights = ("raw_rewards", raw_rewards) if loss_type == "no_baseline" else ("advantages", advantages)
     if weights is None:
         raise ValueError(f"loss_type {loss_type!r} needs {name}, of shape (B, 1)")
-    result = losses.policy_gradient_loss(loss_type, policy_log_probs, weights, old_log_probs, cliprange)
+    result = losses.policy_gradient_loss(loss_type, policy_log_probs, weights, old_log_probs, cliprange, response_mask)
     return result.loss, result.statistics
 
 
@@ -204,126 +283,21 @@ def grpo_microbatch_train_step(
     raw_rewards: Tensor | None = None,
     advantages: Tensor | None = None,
     old_log_probs: Tensor | None = None,
-    cliprange: float | None = None,
+    cliprange: ClipRange | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Backward of mean_b [masked mean_t loss] / accumulation steps; that loss, and metadata averaged over tokens."""
+    """Backward of mean_b [masked mean_t loss] / accumulation steps; that loss, and metadata averaged over tokens.
+
+    Arguments as in `compute_policy_gradient_loss`, `response_mask` (B, T) bool or 0/1; the loss is a scalar without
+    gradient. A response without tokens adds 0 and counts in B. Raises ValueError for what is missing.
+    """
     per_token, statistics = compute_policy_gradient_loss(
-        policy_log_probs, loss_type, raw_rewards, advantages, old_log_probs, cliprange
+        policy_log_probs, loss_type, raw_rewards, advantages, old_log_probs, cliprange, response_mask
     )
     denominator = len(policy_log_probs) * gradient_accumulation_steps
     loss = losses.aggregate(per_token, response_mask, "masked_mean", denominator)
     loss.backward()
     metadata = {name: masked_mean(values, response_mask) for name, values in statistics.items()}
     return loss.detach(), metadata
-
-
-class InstructionExample(Record):
-    """One line of an instruction-tuning file; further fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str
-    response: str
-
-
-def get_packed_sft_dataset(
-    tokenizer: Any,
-    dataset_path: str | os.PathLike[str],
-    seq_length: int,
-    shuffle: bool,
-    template: str | os.PathLike[str] | None = None,
-    seed: int = 0,
-) -> PackedDataset:
-    """JSONL of {prompt, response} as packed rows of `seq_length` tokens.
-
-    Each example is rendered with `template` (text or file with `{instruction}` and `{response}`) and tokenized with
-    the tokenizer's own special tokens; documents are joined by the end-of-text token. `shuffle` reorders the
-    documents, by `seed`, before they are packed. Raises ValueError for a bad line or too little text.
-    """
-    examples = read_jsonl(Path(dataset_path), InstructionExample)
-    if shuffle:
-        order = torch.randperm(len(examples), generator=_generator(seed, "documents")).tolist()
-        examples = [examples[index] for index in order]
-    layout = _read_instruction_template(template)
-    texts = ["".join(_render_instruction(layout, one.prompt, one.response)) for one in examples]
-    documents = [_encode(tokenizer, text, special_tokens=True) for text in texts]
-    return pack_documents(documents, _end_of_text_id(tokenizer), seq_length)
-
-
-def iterate_batches(dataset: Dataset[Any], batch_size: int, shuffle: bool, seed: int = 0) -> DataLoader[Any]:
-    """One epoch of batches, the last one possibly smaller; `shuffle` orders the examples by `seed`."""
-    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, generator=_generator(seed, "batches"))
-
-
-def compute_per_instance_dpo_loss(
-    lm: nn.Module,
-    lm_ref: nn.Module,
-    tokenizer: Any,
-    beta: float,
-    prompt: str,
-    response_chosen: str,
-    response_rejected: str,
-    template: str | os.PathLike[str] | None = None,
-) -> Tensor:
-    """-log sigmoid(beta (delta_chosen - delta_rejected)), delta = log p - log p_ref of response and EOS; a scalar.
-
-    Prompt and response are set in `template` (text or file with `{instruction}` and `{response}`). The prompt's own
-    log-probability is the same in both pairs and cancels. `lm` and `lm_ref` may sit on different devices; the result
-    lies on `lm`'s, and only `lm` gets a gradient.
-    """
-    layout = _read_instruction_template(template)
-    sequences = []
-    for response in (response_chosen, response_rejected):
-        before, after = _render_instruction(layout, prompt, response)
-        response_ids = [*_encode(tokenizer, after), _end_of_text_id(tokenizer)]
-        sequences.append(TokenSequence(_encode(tokenizer, before, special_tokens=True), response_ids))
-    batch = collate(sequences, _padding_id(tokenizer))
-    policy = _sequence_log_probs(lm, batch)
-    with torch.no_grad():
-        reference = _sequence_log_probs(lm_ref, batch).to(policy.device)
-    return losses.dpo_loss(policy[:1], policy[1:], reference[:1], reference[1:], beta).loss.squeeze(0)
-
-
-def _sequence_log_probs(model: nn.Module, batch: Batch) -> Tensor:
-    """(B,) sums of response log-probs, computed where the model is."""
-    device = next(model.parameters()).device
-    return response_log_probs(model, batch.to(device)).log_probs.sum(-1)
-
-
-def _read_instruction_template(template: str | os.PathLike[str] | None) -> str:
-    """Template text from a text, a file (without its final newline) or the default; checked for its two fields."""
-    if template is None:
-        return INSTRUCTION_TEMPLATE
-    is_text = isinstance(template, str) and "{response}" in template
-    text = str(template) if is_text else Path(template).read_text(encoding="utf-8").rstrip("\n")
-    if text.count("{instruction}") != 1 or text.count("{response}") != 1:
-        raise ValueError("an instruction template holds {instruction} and {response} once each")
-    return text
-
-
-def _render_instruction(template: str, instruction: str, response: str) -> tuple[str, str]:
-    """The text up to the response, and the response with what follows it."""
-    before, after = template.split("{response}")
-    return before.replace("{instruction}", instruction), response + after.replace("{instruction}", instruction)
-
-
-def _encode(tokenizer: Any, text: str, special_tokens: bool = False) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special_tokens)["input_ids"])
-
-
-def _padding_id(tokenizer: Any) -> int:
-    """Padding id, or the end-of-text id in its place: masks come from lengths, so that any id will do."""
-    return _end_of_text_id(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-
-
-def _end_of_text_id(tokenizer: Any) -> int:
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-text token: set tokenizer.eos_token")
-    return int(tokenizer.eos_token_id)
-
-
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, purpose))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,6 +1,14 @@
-"""Token ids into batches: right padding, shifted labels, masks from lengths, token budgets, packed rows.
+"""Token ids into batches: shifted labels, masks from lengths, packed rows, token budgets.
 
-A causal model never looks right of a position, so a right-padded batch needs no attention mask.
+Scores and losses are (B, T) with right padding: small numbers, and one row per sequence. The model itself runs over
+one packed row of N tokens instead, without padding. Sequences that begin with the same prompt, such as the G
+completions of a problem, hold it once there:
+
+    row        | prompt a | response 1 | response 2 | prompt b | response 3 |                  N tokens
+    attention  | prompt a | response 1 | prompt a | response 2 | prompt b | response 3 |       what `spread` picks
+
+Everything that works token by token, all weights that is, runs over the row; attention alone sees whole sequences,
+each of them causal and blind to the others. The last token of a sequence predicts nothing and is left out.
 Masks come from the lengths of prompt and response, never from `ids != pad`: with EOS = PAD that would drop the EOS.
 """
 
@@ -26,6 +34,50 @@ class TokenSequence:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where S sequences of a packed row lie, for an attention kernel."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sequence, as attention sees it."""
+    offsets: Tensor
+    """(S + 1,) int32: where each sequence starts, and the end of the last."""
+    spread: Tensor | None = None
+    """(M,) int64, M = sum(lengths): the token of the row that stands at each position of the sequences laid end to
+    end; None if the row itself is that, which is so when nothing is shared."""
+    gather: Tensor | None = None
+    """(N,) int64: where in the sequences laid end to end the row's tokens are taken from again."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same layout on another device."""
+        return type(self)(
+            self.lengths,
+            self.offsets.to(device, non_blocking=True),
+            None if self.spread is None else self.spread.to(device, non_blocking=True),
+            None if self.gather is None else self.gather.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """N tokens of several sequences in one row."""
+
+    input_ids: Tensor
+    """(1, N) int64."""
+    position_ids: Tensor
+    """(1, N) int64, from 0 in every sequence."""
+    predictors: Tensor
+    """(R,) int64: the token of the row whose hidden state predicts each response token, sequence by sequence."""
+    layout: Layout
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same row on another device."""
+        ids, positions, predictors = (
+            tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.position_ids, self.predictors)
+        )
+        return type(self)(ids, positions, predictors, self.layout.to(device))
+
+
 @dataclass
 class Batch:
     """B right-padded sequences of T positions; `labels[b, t]` is the token that follows `input_ids[b, t]`."""
@@ -36,6 +88,8 @@ class Batch:
     """(B, T) int64."""
     response_mask: Tensor
     """(B, T) bool, true exactly where the label is a response token."""
+    packed: PackedRow | None = None
+    """The same sequences without padding, for models prepared for it; None where the lengths are not known."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
@@ -43,6 +97,7 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             response_mask=self.response_mask.to(device, non_blocking=True),
+            packed=None if self.packed is None else self.packed.to(device),
         )
 
 
@@ -65,7 +120,45 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int, device: torch.devic
             )
         ids[row, : sequence.length] = torch.tensor(sequence.prompt_ids + sequence.response_ids)
         is_response[row, start : sequence.length] = True
-    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), is_response[:, 1:].contiguous()).to(device)
+    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), is_response[:, 1:].contiguous(), pack(sequences))
+    return batch.to(device)
+
+
+def pack(sequences: Sequence[TokenSequence]) -> PackedRow:
+    """Sequences, each with a prompt, in one row; equal prompts are held once."""
+    ids: list[int] = []
+    positions: list[int] = []
+    predictors: list[int] = []
+    spread: list[int] = []
+    gather: list[int] = []
+    lengths: list[int] = []
+    starts: dict[tuple[int, ...], int] = {}
+    for sequence in sequences:
+        prompt, said = tuple(sequence.prompt_ids), sequence.response_ids[:-1]
+        fresh = prompt not in starts
+        start = starts.setdefault(prompt, len(ids))
+        if fresh:
+            gather.extend(range(len(spread), len(spread) + len(prompt)))
+            ids.extend(prompt)
+            positions.extend(range(len(prompt)))
+        prompt_row, said_row = range(start, start + len(prompt)), range(len(ids), len(ids) + len(said))
+        spread.extend(prompt_row)
+        gather.extend(range(len(spread), len(spread) + len(said)))
+        spread.extend(said_row)
+        ids.extend(said)
+        positions.extend(range(len(prompt), len(prompt) + len(said)))
+        if sequence.response_ids:
+            predictors.append(prompt_row[-1])
+            predictors.extend(said_row)
+        lengths.append(len(prompt) + len(said))
+    shared = len(spread) > len(ids)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    layout = Layout(
+        tuple(lengths), offsets, torch.tensor(spread) if shared else None, torch.tensor(gather) if shared else None
+    )
+    return PackedRow(
+        torch.tensor(ids)[None], torch.tensor(positions)[None], torch.tensor(predictors, dtype=torch.long), layout
+    )
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -86,6 +179,39 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         batches[-1].append(index)
         room -= 1
     return batches
+
+
+def packed_batches(sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[int]]:
+    """Split sequences into index lists whose packed rows hold at most `max_tokens` tokens, equal prompts once.
+
+    Sequences of one prompt stay together, in the order of the first of them; a sequence longer than the budget gets
+    a row of its own. Raises ValueError for a budget or a length that is not positive.
+    """
+    if max_tokens <= 0 or any(sequence.length <= 0 for sequence in sequences):
+        raise ValueError(f"token budget {max_tokens} and all sequence lengths must be positive")
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        groups.setdefault(tuple(sequence.prompt_ids), []).append(index)
+    batches: list[list[int]] = []
+    room = 0
+    for prompt, members in groups.items():
+        here = False
+        for index in members:
+            response = len(sequences[index].response_ids)
+            if not batches or response + (0 if here else len(prompt)) > room:
+                batches.append([])
+                room, here = max_tokens, False
+            room -= response + (0 if here else len(prompt))
+            here = True
+            batches[-1].append(index)
+    return batches
+
+
+def plan_batches(sequences: Sequence[TokenSequence], max_tokens: int, packed: bool) -> list[list[int]]:
+    """Micro-batches of at most `max_tokens` tokens, counted as the model will run them: packed, or padded."""
+    if packed:
+        return packed_batches(sequences, max_tokens)
+    return micro_batches([sequence.length for sequence in sequences], max_tokens)
 
 
 class PackedDataset(Dataset[dict[str, Tensor]]):

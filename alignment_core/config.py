@@ -4,65 +4,18 @@
 one stage receives of it.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from alignment_core.config_base import Config, NonNegative, Positive, Rate, Share
+from alignment_core.training_config import GRPOConfig, SFTConfig
+from alignment_core.training_config import OptimizerConfig as OptimizerConfig
 
 Split = Literal["train", "dev", "test"]
 RewardName = Literal["r1_zero", "question_only", "number", "countdown"]
 Decoding = Literal["auto", "plain", "static", "graph"]
 Variant = Literal["raw", "filtered", "distilled"]
-LossType = Literal["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_no_clip"]
-LengthNormalization = Literal["masked_mean", "masked_normalize", "token_mean"]
-
-
-class Config(BaseModel):
-    """Base of all settings: frozen, unknown fields refused, field docstrings kept for forms."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number_is_true(cls, value: Any, info: ValidationInfo) -> Any:
-        """`n_grpo_steps: true` would read as 1."""
-        if isinstance(value, bool) and bool not in _kinds(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"is {str(value).lower()}, which is neither a number nor a text: give one")
-        return value
-
-    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change nothing of what a stage publishes."""
-    ROUNDING: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change at most the order of sums in floating point. They are in no key, so that a run that was too
-    large for its memory can go on under smaller ones; it then says that it is not bit-equal."""
-
-    def key_settings(self) -> dict[str, Any]:
-        """The settings as they enter a stage key: JSON values, without what cannot change a result."""
-        left_out = self.OUTSIDE_KEY | self.ROUNDING
-        dumped = self.model_dump(mode="json")
-        return {name: _in_key(getattr(self, name), value) for name, value in dumped.items() if name not in left_out}
-
-    def rounding_settings(self, prefix: str = "") -> dict[str, Any]:
-        """The `ROUNDING` fields of these settings and of those within, by dotted name."""
-        found = {f"{prefix}{name}": getattr(self, name) for name in sorted(self.ROUNDING)}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Config):
-                found |= value.rounding_settings(f"{prefix}{name}.")
-        return found
-
-
-def _in_key(value: Any, dumped: Any) -> Any:
-    return value.key_settings() if isinstance(value, Config) else dumped
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation such as `list[int] | bool | None` names, Any for what cannot be told."""
-    return {annotation}.union(*map(_kinds, get_args(annotation)))
 
 
 class ScratchModelConfig(Config):
@@ -164,24 +117,62 @@ class DataConfig(Config):
         return self
 
 
+class VllmConfig(Config):
+    """How vllm's engine is placed and run. Where it lies and how much memory it takes change no result."""
+
+    gpu: NonNegative | None = None
+    """Index of the GPU the engine takes; None shares the trainer's."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of that GPU's memory for the engine, weights and key/value cache together; on a CPU, of main memory."""
+    kv_cache_gb: Rate | None = None
+    """Size of the key/value cache; None means what `gpu_memory_utilization` leaves."""
+    enforce_eager: bool = False
+    """Neither compile nor record CUDA graphs: starts faster, decodes slower."""
+    sync_tolerance: Rate | None = None
+    """Largest mean difference (nats per token) between engine and trainer after a weight sync; None means 0.001 in
+    float32 and 0.05 in bfloat16."""
+
+    def key_settings(self) -> dict[str, Any]:
+        """What can change a completion."""
+        return {"enforce_eager": self.enforce_eager}
+
+
 class SamplingConfig(Config):
     """How completions are drawn. Penalties, top-k and model-supplied defaults are off, always."""
 
     ROUNDING = frozenset({"batch_size"})
 
-    backend: Literal["transformers"] = "transformers"
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """vllm needs its package; its draws differ from those of transformers, from the same seeds."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """0 means greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 1024
     min_tokens: NonNegative = 0
-    """No stop string or EOS ends a response before this many tokens."""
+    """The first so many tokens end no response: no EOS among them, and no stop string they complete counts."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("</answer>",)
     batch_size: Positive = 256
-    """Sequences decoded together (transformers backend)."""
+    """Sequences decoded together."""
     decoding: Decoding = "auto"
     """How the transformers backend decodes: auto takes CUDA graphs on a GPU where the model allows them, else plain;
     static is the way of graph without recording one. All give the same completions up to rounding."""
+    vllm: VllmConfig = VllmConfig()
+    """For the vllm backend."""
+
+    @model_validator(mode="after")
+    def _backend_knows_the_temperature(self) -> Self:
+        if self.backend == "vllm" and not (self.temperature == 0 or 0.01 <= self.temperature <= 2):
+            raise ValueError(
+                f"sampling.temperature {self.temperature}: vllm samples greedily (0) or from 0.01 to 2, and would "
+                "replace a smaller one in silence. Take one of those, or sampling.backend transformers"
+            )
+        return self
+
+    def key_settings(self) -> dict[str, Any]:
+        """Only what the chosen backend uses counts."""
+        settings = super().key_settings()
+        del settings["decoding" if self.backend == "vllm" else "vllm"]
+        return settings
 
 
 class EvaluationConfig(Config):
@@ -194,37 +185,6 @@ class EvaluationConfig(Config):
     reward: RewardName = "r1_zero"
     thorough: bool = False
     """Also ask math-verify (recall beyond the published fast verdict)."""
-
-
-class OptimizerConfig(Config):
-    """AdamW and its schedule."""
-
-    learning_rate: Rate = 1e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Rate = 1.0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Course of the rate after warm-up; cosine and linear end at 0."""
-    warmup_steps: NonNegative = 0
-
-
-class SFTConfig(Config):
-    """Supervised fine-tuning on prompt/response pairs; loss on response tokens only."""
-
-    ROUNDING = frozenset({"micro_batch_tokens"})
-
-    epochs: Positive = 3
-    batch_size: Positive = 16
-    """Examples per optimizer step."""
-    micro_batch_tokens: Positive = 16_384
-    """Upper bound of padded tokens in one forward pass; changes memory, not the gradient."""
-    max_length: Positive = 2048
-    """Longer prompt+response pairs are left out, and counted."""
-    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", learning_rate=2e-5)
-    validate_every: Positive = 50
-    """Optimizer steps between points of the validation curve (one more at the end)."""
-    validation_problems: NonNegative = 128
-    """Dev problems sampled at each point; 0 switches the curve off."""
 
 
 class ExpertIterationConfig(Config):
@@ -242,83 +202,6 @@ class ExpertIterationConfig(Config):
     sft: SFTConfig = SFTConfig(epochs=2)
     starts: tuple[Literal["base", "sft"], ...] = ("base",)
     """`sft` starts from the study's `sft_start`."""
-
-
-class GRPOConfig(Config):
-    """The assignment's policy-gradient loop; names and defaults are its own."""
-
-    OUTSIDE_KEY = frozenset({"keep_state", "rollouts_logged", "starts"})
-    ROUNDING = frozenset({"micro_batch_tokens"})
-
-    n_grpo_steps: Positive = 200
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    advantage_eps: Annotated[float, Field(ge=0)] = 1e-6
-    rollout_batch_size: Positive = 256
-    """Sequences sampled per step: B = P · G."""
-    group_size: Positive = 8
-    """G: samples per question."""
-    epochs_per_rollout_batch: Positive = 1
-    train_batch_size: Positive = 256
-    """Sequences per optimizer step; equal to the rollout batch when on-policy."""
-    micro_batch_tokens: Positive = 16_384
-    """Upper bound of padded tokens in one forward pass; changes memory, not the gradient."""
-    loss_type: LossType = "reinforce_with_baseline"
-    use_std_normalization: bool = True
-    length_normalization: LengthNormalization = "masked_mean"
-    cliprange: Rate = 0.2
-    """Clip of the ratio to 1 ± cliprange, for grpo_clip."""
-    min_tokens: NonNegative = 4
-    """Shortest response the sampler may end."""
-    validate_every: Positive = 10
-    validation_problems: NonNegative = 256
-    rollouts_logged: NonNegative = 4
-    """Rollouts kept in the record at each validation."""
-    keep_state: bool | None = None
-    """Keep the training state after the last step, so that a run of more steps goes on from there: 12 bytes per
-    parameter, 18.5 GB at 1.5B, until `alignflow artifacts gc --states`. It needs a constant learning rate; None means
-    wherever the rate is constant."""
-    starts: tuple[Literal["base", "sft"], ...] = ("base",)
-    """`sft` starts from the study's `sft_start`."""
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.rollout_batch_size % self.group_size:
-            raise ValueError(
-                f"grpo.rollout_batch_size {self.rollout_batch_size} is not a multiple of "
-                f"grpo.group_size {self.group_size}: take a rollout batch of {self._whole_groups()}, for example"
-            )
-        if self.rollout_batch_size % self.train_batch_size:
-            raise ValueError(
-                f"grpo.rollout_batch_size {self.rollout_batch_size} is not a multiple of "
-                f"grpo.train_batch_size {self.train_batch_size}: take a train batch that divides it, "
-                f"{self.rollout_batch_size} for one update per batch"
-            )
-        if self.keep_state and self.optimizer.schedule != "constant":
-            raise ValueError(
-                f"grpo.keep_state goes with a constant learning rate: every step of a {self.optimizer.schedule} "
-                "schedule depends on their number. Set grpo.optimizer.schedule to constant, or keep_state to false"
-            )
-        if self.group_size == 1 and self.loss_type != "no_baseline":
-            raise ValueError("grpo.group_size 1 gives every advantage 0; take no_baseline or a larger group")
-        if not self.on_policy and self.loss_type in {"no_baseline", "reinforce_with_baseline"}:
-            raise ValueError(
-                "several updates per rollout batch are off-policy: take grpo.loss_type grpo_clip or grpo_no_clip"
-            )
-        return self
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether the training state is kept after the last step."""
-        return self.optimizer.schedule == "constant" if self.keep_state is None else self.keep_state
-
-    def _whole_groups(self) -> int:
-        """The rollout batch nearest below that holds whole groups, or one group."""
-        return max(self.rollout_batch_size // self.group_size, 1) * self.group_size
-
-    @property
-    def on_policy(self) -> bool:
-        """One update per rollout batch, so that old and new policy are the same."""
-        return self.epochs_per_rollout_batch == 1 and self.train_batch_size == self.rollout_batch_size
 
 
 class DistillationConfig(Config):
@@ -377,6 +260,8 @@ class StudyConfig(Config):
             size not in self.sweep.sizes or variant not in self.sweep.variants
         ):
             raise ValueError(f"sft_start {self.sft_start} is not a member of the sweep")
+        if self.grpo is not None:
+            self.grpo.require_overlong_room(self.sampling.max_tokens)
         if "distilled" in self.sweep.variants and self.distillation is None:
             raise ValueError(
                 "sweep.variants has 'distilled': give distillation.teacher, the model that writes the traces"

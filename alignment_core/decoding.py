@@ -89,7 +89,7 @@ class StopRules:
 
     def stop_candidates(self, ids: NDArray[np.int64], position: int) -> list[int]:
         """Rows whose newest token could complete a stop string, and may: so few that checking them is cheap."""
-        if not self.config.stop or position + 1 < self.config.min_tokens:
+        if not self.config.stop or position < self.config.min_tokens:
             return []
         rows: list[int] = np.flatnonzero(self._may_complete[ids]).tolist()
         return rows

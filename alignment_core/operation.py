@@ -3,9 +3,14 @@
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is due this long after the last one: what a kill may cost."""
+
+STAGE_PYTHON = "ALIGNFLOW_STAGE_PYTHON"
+"""Names the interpreter of stages that sample with vllm, whose package may not go together with those of the flows."""
 
 
 def checkpoint_period() -> float:
@@ -18,6 +23,20 @@ def checkpoint_period() -> float:
     if not period >= 0:
         raise ValueError(f"ALIGNFLOW_CHECKPOINT_SECONDS={text!r} is no number of seconds: set e.g. 60, or unset it")
     return period
+
+
+def stage_python(settings: Mapping[str, Any]) -> str | None:
+    """The interpreter that a stage with these settings runs in, where it is not this one."""
+    backend = (settings.get("sampling") or {}).get("backend")
+    return os.environ.get(STAGE_PYTHON) or None if backend == "vllm" else None
+
+
+def stage_environment() -> dict[str, str]:
+    """The environment of that interpreter: it finds this package, and runs every stage itself."""
+    here = str(Path(__file__).parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept = {name: value for name, value in os.environ.items() if name != STAGE_PYTHON}
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def computed_on(settings: Mapping[str, object]) -> dict[str, object]:

@@ -1,12 +1,17 @@
 """AdamW on float32 master weights, its learning rate as a pure function of the step, and one guarded update."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from alignment_core.config import OptimizerConfig
+from alignment_core.batching import TokenSequence
+from alignment_core.runs import RunContext
+from alignment_core.training_config import OptimizerConfig
+
+BROKEN_BATCH = "broken_batch"
 
 FUSED_DEVICES = {"cpu", "cuda"}
 """Where torch has a fused AdamW: one kernel over all parameters."""
@@ -76,10 +81,21 @@ def apply_update(
     return UpdateReport(norm, rate)
 
 
-def checked_loss(loss: float, step: int) -> float:
-    """The loss itself. Raises FloatingPointError if it is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss} at step {step}: lower the learning rate, or resume from an earlier checkpoint"
-        )
-    return loss
+def checked_loss(
+    loss: float, step: int, run: RunContext | None = None, sequences: Sequence[TokenSequence] = ()
+) -> float:
+    """The loss itself.
+
+    Raises FloatingPointError if it is NaN or infinite, before any weight changes; the optimizer batch is then in the
+    run's record, as rows "broken_batch", and the last checkpoint stands.
+    """
+    if math.isfinite(loss):
+        return loss
+    where = ""
+    if run is not None:
+        rows = [{"prompt_ids": one.prompt_ids, "response_ids": one.response_ids} for one in sequences]
+        run.emit_rows(BROKEN_BATCH, step, rows)
+        where = f"its batch is in the run's record as rows {BROKEN_BATCH!r}; "
+    raise FloatingPointError(
+        f"the loss is {loss} at step {step}: {where}lower the learning rate, or resume from an earlier checkpoint"
+    )

@@ -12,13 +12,14 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from alignment_core.changes import differences, explain_miss
-from alignment_core.config import GRPOConfig, ScratchModelConfig
+from alignment_core.config import ScratchModelConfig
 from alignment_core.extension import find_shorter
 from alignment_core.model_size import CHECKPOINT_BYTES, WEIGHT_BYTES, ModelSize, checkpoint_size, scratch_size
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.stage import StageSpec
 from alignment_core.stage_run import StageRun
 from alignment_core.store import Components, Store
+from alignment_core.training_config import GRPOConfig
 
 PLANNED = "planned: "
 """How the digest of a placeholder begins, and its key where that is unknown too; the label of its stage follows."""

@@ -2,9 +2,12 @@
 
 One update per rollout batch is on-policy: the old log-probs are the new ones, detached. With several, the trainer
 scores the whole batch once before the first update, by the same path that trains, and those scores are the old
-policy of every ratio. The sampler's own log-probs never enter a loss; they are compared, as train/sampler_gap.
+policy of every ratio. The sampler's own log-probs never enter a ratio; they are compared, as train/sampler_gap, and
+enter a loss only as the weights that `importance_cap` asks for. With a KL penalty a frozen copy of the start policy
+scores each rollout batch once. `alignment_core.step_metrics` says what every step records.
 """
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,24 +17,31 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment_core.batching import Batch, collate, micro_batches
+from alignment_core.batching import Batch
 from alignment_core.checkpoints import LoopIdentity, checkpoint_if_due, resume, write_checkpoint
-from alignment_core.config import GRPOConfig, RewardName, SamplingConfig
-from alignment_core.logprobs import TokenScores, response_log_probs
-from alignment_core.losses import aggregate, batch_denominator, policy_gradient_loss, token_sums
-from alignment_core.masking import masked_sum
-from alignment_core.models import ComputeDtype, autocast, device_of, disable_dropout, pad_id, vocab_limit
+from alignment_core.config import RewardName, SamplingConfig
+from alignment_core.engine import Engine
+from alignment_core.logprobs import gradient_of
+from alignment_core.losses import (
+    aggregate,
+    batch_denominator,
+    importance_weights,
+    kl_to_reference,
+    policy_gradient_loss,
+)
+from alignment_core.models import ComputeDtype, device_of, disable_dropout
 from alignment_core.optimization import UpdateReport, apply_update, checked_loss, make_optimizer
+from alignment_core.overlap import Grader
+from alignment_core.processes import gather, own_run, process_rank, sum_over_processes
 from alignment_core.random_draws import permutation
 from alignment_core.records import Problem
-from alignment_core.rollouts import Grader, Rollout, collect_rollout, completion_rows, grader_for
+from alignment_core.rollouts import Rollout, collect_rollout, completion_rows, grader_for
 from alignment_core.runs import RunContext
 from alignment_core.sampling import Sampler, make_sampler
 from alignment_core.seeding import derive_seed
 from alignment_core.sft import Validate, validation_due
-
-Sums = dict[str, Tensor]
-"""Sums over response tokens (scalars on the device), by metric name."""
+from alignment_core.step_metrics import StepStatistics, peak_memory_gb, throughput
+from alignment_core.training_config import GRPOConfig
 
 
 def train_grpo(
@@ -50,35 +60,42 @@ def train_grpo(
 ) -> int:
     """Train `model` in place; return the number of rollout steps.
 
+    `model` holds the start policy, also where the run resumes: a KL penalty pulls to the weights it comes with.
     final_state: new folder for weights and moments after the last step, from which a longer run can go on.
 
-    `config.min_tokens` overrides the sampling's own. Emits train/…, time/… every step, `validate`'s metrics and rows
+    `config.min_tokens` overrides the sampling's own. Emits train/…, time/…, memory/… every step, `validate`'s and rows
     "rollouts" at step 0 (metrics only), every `validate_every` steps and at the end. A resumed step samples its
     rollouts again, from the same weights and seeds.
     Raises ValueError for settings under which the sampled policy is not the trained one, FloatingPointError if
     loss or gradient is not finite.
     """
+    run = own_run(run)
     sampling = _training_sampling(sampling, config)
     total = config.n_grpo_steps
     identity = LoopIdentity("grpo", seed, total, len(problems))
     learner = _Learner(model, tokenizer, config, sampling, seed, compute_dtype)
     done = resume(run, model, learner.optimizer, identity)
+    run.say(learner.engine.attention)
     disable_dropout(model)
     model.train()
     sampler = sampler or make_sampler(model, tokenizer, sampling, compute_dtype)
     if done == 0 and validate is not None:
         run.emit(0, validate(0, model), total)
     for step in range(done, total):
+        started = time.perf_counter()
         sampler.update_weights(model)
+        synced = time.perf_counter()
         rollout = collect_rollout(sampler, tokenizer, problems, config, sampling, grader_for(reward), seed, step)
-        metrics = rollout.metrics | learner.learn(rollout, step)
+        metrics = rollout.metrics | learner.learn(rollout, step, run) | {"time/sync": synced - started}
+        metrics |= {"time/step": time.perf_counter() - started, "memory/peak_gb": peak_memory_gb(device_of(model))}
+        metrics |= throughput(metrics, config.epochs_per_rollout_batch)
         if validation_due(step + 1, total, config.validate_every):
             rows = completion_rows(rollout.problems, rollout.completions, rollout.grades, config.rollouts_logged)
             run.emit_rows("rollouts", step + 1, rows)
             metrics |= validate(step + 1, model) if validate is not None else {}
         run.emit(step + 1, metrics, total)
         checkpoint_if_due(run, model, learner.optimizer, step + 1, identity)
-    if final_state is not None:
+    if final_state is not None and process_rank() == 0:
         final_state.mkdir()
         write_checkpoint(final_state, model, learner.optimizer, total, identity)
     model.eval()
@@ -92,10 +109,12 @@ def updates_per_step(config: GRPOConfig) -> int:
 
 @dataclass
 class _Scored:
-    """What the trainer says of a rollout before its first update, per sequence (B lists of length T_b)."""
+    """What is known of a rollout before its first update, per sequence (B vectors of length T_b each)."""
 
-    log_probs: list[Tensor]
-    sums: Sums
+    old_log_probs: list[Tensor] | None
+    """The trainer's policy; None on-policy, where the update itself has them."""
+    ref_log_probs: list[Tensor] | None
+    """The start policy; None without a KL penalty."""
 
 
 class _Learner:
@@ -111,30 +130,27 @@ class _Learner:
         compute_dtype: ComputeDtype,
     ) -> None:
         self.optimizer = make_optimizer(model, config.optimizer)
+        self.engine = Engine(model, tokenizer, config, compute_dtype, sampling.temperature)
         self._model, self._config, self._sampling, self._seed = model, config, sampling, seed
-        self._device, self._compute_dtype = device_of(model), compute_dtype
-        self._pad, self._vocab_limit = pad_id(model, tokenizer), vocab_limit(tokenizer)
+        self._reference = _frozen_copy(model) if config.kl_coefficient else None
 
-    def learn(self, rollout: Rollout, step: int) -> dict[str, float]:
+    def learn(self, rollout: Rollout, step: int, run: RunContext) -> dict[str, float]:
         """All updates of one rollout batch; metrics are means over tokens, over updates for loss and norm."""
         started = time.perf_counter()
         tokens = sum(len(item.response_ids) for item in rollout.completions)
-        scored = None if self._config.on_policy else self._score(rollout)
-        updates, epochs = updates_per_step(self._config), self._config.epochs_per_rollout_batch
-        sums: Sums = {} if scored is None else dict(scored.sums)
-        losses, reports = [], []
+        statistics = StepStatistics()
+        scored = self._score(rollout, statistics)
+        seconds = time.perf_counter() - started
+        updates, losses, reports = updates_per_step(self._config), [], []
         for number, rows in enumerate(self._train_batches(len(rollout.completions), step)):
-            loss, part = self._accumulate(rollout, rows, scored)
-            losses.append(checked_loss(loss, step + 1))
-            # Every token is seen once per epoch; dividing by the epochs makes the sums comparable with one pass.
-            _add(sums, {name: value / epochs for name, value in part.items()})
+            loss = self._accumulate(rollout, rows, scored, statistics)
+            losses.append(checked_loss(loss, step + 1, run, [rollout.sequences[row] for row in rows]))
             reports.append(self._update(step * updates + number))
-        metrics = {"train/ratio_mean": 1.0, "train/clip_fraction_low": 0.0, "train/clip_fraction_high": 0.0}
-        metrics |= {f"train/{name}": float(value) / tokens for name, value in sums.items()}
-        return metrics | {
+        return statistics.metrics(tokens) | {
             "train/loss": sum(losses) / len(losses),
             "train/grad_norm": sum(report.grad_norm for report in reports) / len(reports),
             "train/learning_rate": reports[-1].learning_rate,
+            "time/score": seconds,
             "time/update": time.perf_counter() - started,
         }
 
@@ -150,82 +166,134 @@ class _Learner:
 
     def _update(self, index: int) -> UpdateReport:
         total = self._config.n_grpo_steps * updates_per_step(self._config)
-        for weight in self._model.parameters():
-            # A batch without any advantage has gradient zero, not none: the moments decay as they should.
-            if weight.requires_grad and weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
         return apply_update(self._model, self.optimizer, self._config.optimizer, index, total)
 
-    def _accumulate(self, rollout: Rollout, rows: Sequence[int], scored: _Scored | None) -> tuple[float, Sums]:
-        """Loss of one optimizer batch, its gradient left in the weights, and sums of its statistics.
+    def _accumulate(self, rollout: Rollout, rows: Sequence[int], scored: _Scored, statistics: StepStatistics) -> float:
+        """Loss of one optimizer batch, its gradient left in the weights; statistics are added.
 
-        Sequences of weight 0 go without a backward pass; they count in the denominator and in the statistics.
+        Sequences of weight 0, unless a KL penalty moves them, go without a backward pass; they count in the
+        denominator and in the statistics.
         """
         lengths = [len(rollout.completions[row].response_ids) for row in rows]
         denominator = batch_denominator(lengths, self._config.length_normalization)
-        loss = torch.zeros((), device=self._device)
-        sums: Sums = {}
+        loss = torch.zeros((), device=self.engine.device)
         for active in (True, False):
-            chosen = [row for row in rows if (rollout.weights[row].item() != 0) == active]
+            chosen = [row for row in rows if self._teaches(rollout, row) == active]
             with torch.set_grad_enabled(active):
                 for part, batch in self._micro_batches(rollout, chosen):
-                    share, statistics = self._loss(rollout, part, batch, scored, denominator)
-                    _add(sums, statistics)
+                    share = self._loss(rollout, part, batch, scored, denominator, statistics)
                     if active:
-                        share.backward()
+                        self.engine.backward(share)
                     loss += share.detach()
-        return float(loss), sums
+        self.engine.sum_gradients()
+        return float(sum_over_processes(loss))
+
+    def _teaches(self, rollout: Rollout, row: int) -> bool:
+        return rollout.weights[row].item() != 0 or self._reference is not None
 
     def _loss(
-        self, rollout: Rollout, rows: Sequence[int], batch: Batch, scored: _Scored | None, denominator: float
-    ) -> tuple[Tensor, Sums]:
-        """One micro-batch's share of the loss, and the sums of its statistics."""
-        config, mask = self._config, batch.response_mask
-        scores = self._scores(batch, with_entropy=scored is None)
-        old = scores.log_probs.detach() if scored is None else _spread([scored.log_probs[row] for row in rows], mask)
-        weights = rollout.weights[list(rows)].to(self._device)[:, None]
-        token_loss = policy_gradient_loss(config.loss_type, scores.log_probs, weights, old, config.cliprange)
-        sums = token_sums(token_loss.statistics, mask)
-        if scored is None:
-            _add(sums, _policy_sums(scores, rollout, rows, mask))
-        constant = float(self._sampling.max_tokens)
-        return aggregate(token_loss.loss, mask, config.length_normalization, denominator, constant), sums
+        self,
+        rollout: Rollout,
+        rows: Sequence[int],
+        batch: Batch,
+        scored: _Scored,
+        denominator: float,
+        statistics: StepStatistics,
+    ) -> Tensor:
+        """One micro-batch's share of the loss; its statistics are added."""
+        config, mask, epoch_share = self._config, batch.response_mask, 1 / self._config.epochs_per_rollout_batch
+        weights = rollout.weights[list(rows)].to(self.engine.device)[:, None]
+        expected = self._known_gradient(weights, mask, scored, denominator)
+        scores = self.engine.scores(batch, scored.old_log_probs is None, expected)
+        sampled = _sampler_log_probs(rollout, rows, mask)
+        if scored.old_log_probs is None:
+            old = scores.log_probs.detach()
+            statistics.add_policy(scores.log_probs, scores.entropy, sampled, mask)
+        else:
+            old = _spread([scored.old_log_probs[row] for row in rows], mask)
+        token_loss = policy_gradient_loss(config.loss_type, scores.log_probs, weights, old, config.clip, mask)
+        statistics.add_loss(token_loss, mask, epoch_share)
+        per_token = token_loss.loss
+        if config.importance_cap is not None:
+            trust = importance_weights(old, _required(sampled), config.importance_cap)
+            statistics.add("importance_capped", (trust >= config.importance_cap).to(old.dtype), mask, epoch_share)
+            per_token = per_token * trust
+        if scored.ref_log_probs is not None:
+            reference = _spread([scored.ref_log_probs[row] for row in rows], mask)
+            divergence = kl_to_reference(scores.log_probs, reference)
+            statistics.add("kl_reference", divergence, mask, epoch_share)
+            per_token = per_token + config.kl_coefficient * divergence
+        return self._aggregate(per_token, mask, denominator)
+
+    def _aggregate(self, per_token: Tensor, mask: Tensor, denominator: float) -> Tensor:
+        constant = self._config.normalize_constant or float(self._sampling.max_tokens)
+        return aggregate(per_token, mask, self._config.length_normalization, denominator, constant)
+
+    def _known_gradient(self, weights: Tensor, mask: Tensor, scored: _Scored, denominator: float) -> Tensor | None:
+        """What the loss will send back to the log-probs, where it does not depend on them: on-policy, nothing added."""
+        config = self._config
+        if scored.old_log_probs is not None or scored.ref_log_probs is not None or config.importance_cap is not None:
+            return None
+
+        def share_of(log_probs: Tensor) -> Tensor:
+            old = log_probs.detach()
+            token_loss = policy_gradient_loss(config.loss_type, log_probs, weights, old, config.clip, mask)
+            return self._aggregate(token_loss.loss, mask, denominator)
+
+        return gradient_of(share_of, mask)
 
     @torch.no_grad()
-    def _score(self, rollout: Rollout) -> _Scored:
-        """Old log-probs of every sequence, once, before the first update."""
-        log_probs: dict[int, Tensor] = {}
-        sums: Sums = {}
-        for rows, batch in self._micro_batches(rollout, range(len(rollout.completions))):
-            scores = self._scores(batch, with_entropy=True)
-            _add(sums, _policy_sums(scores, rollout, rows, batch.response_mask))
-            for row, values, mask in zip(rows, scores.log_probs, batch.response_mask, strict=True):
-                log_probs[row] = values[mask]
-        return _Scored([log_probs[row] for row in range(len(log_probs))], sums)
+    def _score(self, rollout: Rollout, statistics: StepStatistics) -> _Scored:
+        """What needs scoring once, before the first update: old log-probs off-policy, those of a reference."""
+        reference = None if self._reference is None else self._score_under(self._reference, rollout)
+        old = None if self._config.on_policy else self._score_under(self._model, rollout, statistics)
+        return _Scored(old, reference)
 
-    def _scores(self, batch: Batch, with_entropy: bool) -> TokenScores:
-        with autocast(self._device, self._compute_dtype):
-            return response_log_probs(
-                self._model, batch, self._sampling.temperature, with_entropy, vocab_limit=self._vocab_limit
-            )
+    def _score_under(
+        self, model: PreTrainedModel, rollout: Rollout, statistics: StepStatistics | None = None
+    ) -> list[Tensor]:
+        """Log-probs of every response, B vectors of length T_b; statistics of the policy are added where given."""
+        log_probs: dict[int, Tensor] = {}
+        for rows, batch in self._micro_batches(rollout, range(len(rollout.completions))):
+            mask = batch.response_mask
+            scores = self.engine.scores(batch, with_entropy=statistics is not None, model=model)
+            if statistics is not None:
+                sampled = _sampler_log_probs(rollout, rows, mask)
+                statistics.add_policy(scores.log_probs, scores.entropy, sampled, mask)
+            for row, values, own in zip(rows, scores.log_probs, mask, strict=True):
+                log_probs[row] = values[own]
+        for others in gather(log_probs):
+            log_probs |= {row: values.to(self.engine.device) for row, values in others.items()}
+        return [log_probs[row] for row in range(len(log_probs))]
 
     def _micro_batches(self, rollout: Rollout, rows: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
         sequences = rollout.sequences
-        for part in micro_batches([sequences[row].length for row in rows], self._config.micro_batch_tokens):
-            chosen = [rows[index] for index in part]
-            yield chosen, collate([sequences[row] for row in chosen], self._pad, self._device)
+        for part, batch in self.engine.micro_batches([sequences[row] for row in rows]):
+            yield [rows[index] for index in part], batch
 
 
-def _policy_sums(scores: TokenScores, rollout: Rollout, rows: Sequence[int], mask: Tensor) -> Sums:
-    """Entropy of the policy, and its distance |log p - log p_sampler| from what was sampled."""
-    sums: Sums = {}
-    if scores.entropy is not None:
-        sums["entropy"] = masked_sum(scores.entropy, mask)
-    sampled = [rollout.completions[row].sampler_log_probs for row in rows]
-    if all(values is not None for values in sampled):
-        theirs = _spread([torch.tensor(values, device=mask.device) for values in sampled], mask)
-        sums["sampler_gap"] = masked_sum((scores.log_probs.detach() - theirs).abs(), mask)
-    return sums
+def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The policy as it is now, without dropout and gradients."""
+    reference = copy.deepcopy(model).requires_grad_(False)
+    disable_dropout(reference)
+    return reference.eval()
+
+
+def _sampler_log_probs(rollout: Rollout, rows: Sequence[int], mask: Tensor) -> Tensor | None:
+    """(B, T) log-probs by which the tokens were drawn; None where the sampler kept none."""
+    kept = [rollout.completions[row].sampler_log_probs for row in rows]
+    present = [values for values in kept if values is not None]
+    if len(present) < len(kept):
+        return None
+    return _spread([torch.tensor(values, device=mask.device) for values in present], mask)
+
+
+def _required(sampler_log_probs: Tensor | None) -> Tensor:
+    if sampler_log_probs is None:
+        raise ValueError(
+            "grpo.importance_cap needs the sampler's log-probs, and this sampler keeps none: set it to null"
+        )
+    return sampler_log_probs
 
 
 def _spread(values: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -234,15 +302,11 @@ def _spread(values: Sequence[Tensor], mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=flat.dtype, device=mask.device).masked_scatter(mask, flat)
 
 
-def _add(sums: Sums, more: Sums) -> None:
-    for name, value in more.items():
-        sums[name] = sums[name] + value if name in sums else value
-
-
 def _training_sampling(sampling: SamplingConfig, config: GRPOConfig) -> SamplingConfig:
     """Sampling of rollouts: `min_tokens` is the loop's, and nothing may bend the distribution off the policy's."""
     if sampling.top_p != 1 or sampling.temperature == 0:
         raise ValueError(
             "rollouts must follow the policy itself: set sampling.top_p to 1 and sampling.temperature above 0"
         )
+    config.require_overlong_room(sampling.max_tokens)
     return sampling.model_copy(update={"min_tokens": config.min_tokens})

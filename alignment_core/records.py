@@ -6,9 +6,9 @@ study, the command line and the report read records without paying for it.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 FinishReason = Literal["stop", "eos", "length"]
 """Why a completion ended: a stop string, the end-of-text token, or the token limit (truncated)."""
@@ -79,6 +79,27 @@ class ScoredCompletion(Record):
 
     completion: Completion
     grade: GradedResponse
+
+
+class PreferencePair(Record):
+    """Two responses to one prompt, the better one first; one line of a `pairs.jsonl`."""
+
+    prompt: str
+    """The rendered template, as the model is asked."""
+    chosen_response: str
+    rejected_response: str
+    problem_id: str | None = None
+    prompt_ids: list[int] | None = None
+    """Token ids of sampled responses and their prompt, all three or none: what was sampled is what is trained on."""
+    chosen_ids: list[int] | None = None
+    rejected_ids: list[int] | None = None
+
+    @model_validator(mode="after")
+    def _ids_come_together(self) -> Self:
+        given = [ids is not None for ids in (self.prompt_ids, self.chosen_ids, self.rejected_ids)]
+        if any(given) and not all(given):
+            raise ValueError("prompt_ids, chosen_ids and rejected_ids come together: give all three, or none")
+        return self
 
 
 class ArtifactRef(Record):

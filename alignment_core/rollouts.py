@@ -4,7 +4,7 @@ Shapes: P problems, G completions per problem, B = P * G sequences, problem by p
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment_core.advantages import group_advantages, group_statistics
+from alignment_core.advantages import (
+    group_advantages,
+    group_statistics,
+    informative_first,
+    overlong_penalties,
+    uniform_groups,
+)
 from alignment_core.batching import TokenSequence
-from alignment_core.config import GRPOConfig, RewardName, SamplingConfig
+from alignment_core.config import RewardName, SamplingConfig
+from alignment_core.overlap import Grader, OverlappedGrading
+from alignment_core.processes import gather, interleave, share_of
 from alignment_core.random_draws import permutation
 from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.rewards import grade_batch
 from alignment_core.sampling import Sampler, build_requests
 from alignment_core.seeding import derive_seed
-
-Grader = Callable[[Sequence[str], Sequence[str]], list[GradedResponse]]
-"""(responses, ground truths) -> verdicts, one each."""
+from alignment_core.training_config import GRPOConfig
 
 
 @dataclass(frozen=True)
@@ -72,25 +78,109 @@ def collect_rollout(
     seed: int,
     step: int,
 ) -> Rollout:
-    """Draw P problems, sample G completions of each, grade them, compare within groups (by position, not by text)."""
+    """Draw P problems, sample G completions of each, grade them, compare within groups (by position, not by text).
+
+    With dynamic sampling further rounds of P problems follow while fewer than P groups have unequal rewards; what
+    trains are the first P of those, topped up with others if the rounds do not yield enough. Metrics are of all that
+    was sampled, those of advantages of what trains.
+    """
     size = config.group_size
-    drawn = draw_problems(problems, config.rollout_batch_size // size, seed, step)
-    started = time.perf_counter()
-    completions = sampler.sample(build_requests(drawn, tokenizer, size, seed, "rollout", step), sampling)
-    generated = time.perf_counter()
+    wanted = config.rollout_batch_size // size
+    rounds = []
+    for number in range(config.dynamic_sampling_rounds + 1):
+        seed_parts = (seed, "rollout", step, number) if number else (seed, "rollout", step)
+        drawn = draw_problems(problems, wanted, derive_seed(seed, "round", number) if number else seed, step)
+        rounds.append(_sample_and_grade(sampler, tokenizer, drawn, size, sampling, grade, seed_parts))
+        rewards = _shaped_rewards(rounds, config, sampling.max_tokens)
+        if int((~uniform_groups(rewards)).sum()) >= wanted:
+            break
+    groups = informative_first(rewards, wanted)
+    return _assembled(rounds, rewards, groups, config)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Whole groups of graded completions, in a row."""
+
+    problems: list[Problem]
+    completions: list[Completion]
+    grades: list[GradedResponse]
+    generate_seconds: float
+    grade_seconds: float
+    """After the last response had ended."""
+    overlapped_seconds: float
+    """Of grading beside sampling."""
+
+
+def _sample_and_grade(
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    drawn: Sequence[Problem],
+    size: int,
+    sampling: SamplingConfig,
+    grade: Grader,
+    seed_parts: tuple[int | str, ...],
+) -> _Round:
     repeated = [problem for problem in drawn for _ in range(size)]
-    grades = grade([item.text for item in completions], [problem.ground_truth for problem in repeated])
-    graded = time.perf_counter()
-    rewards = torch.tensor([verdict.reward for verdict in grades]).view(-1, size)
-    advantages = group_advantages(rewards, config.advantage_eps, config.use_std_normalization)
-    metrics = {
-        "train/advantage_std": advantages.std().item() if advantages.numel() > 1 else 0.0,
+    requests = build_requests(drawn, tokenizer, size, *seed_parts)
+    own = share_of(len(requests))
+    started = time.perf_counter()
+    with OverlappedGrading(grade, [repeated[index].ground_truth for index in own]) as grading:
+        completions = sampler.sample([requests[index] for index in own], sampling, on_finished=grading.finished)
+        generated = time.perf_counter()
+        grades = grading.verdicts([item.text for item in completions])
+    return _Round(
+        repeated,
+        interleave(gather(completions)),
+        interleave(gather(grades)),
+        generated - started,
+        time.perf_counter() - generated,
+        grading.seconds_before(generated),
+    )
+
+
+def _shaped_rewards(rounds: Sequence[_Round], config: GRPOConfig, max_tokens: int) -> Tensor:
+    """(groups, G) rewards that train: the grader's, less the penalty of overlong responses."""
+    lengths = [len(item.response_ids) for one in rounds for item in one.completions]
+    penalties = overlong_penalties(lengths, max_tokens, config.overlong_buffer, config.overlong_penalty)
+    rewards = torch.tensor([verdict.reward for one in rounds for verdict in one.grades]) + torch.tensor(penalties)
+    return rewards.view(-1, config.group_size)
+
+
+def _assembled(rounds: Sequence[_Round], rewards: Tensor, groups: Sequence[int], config: GRPOConfig) -> Rollout:
+    """The rollout of the chosen groups, with metrics of all."""
+    size = config.group_size
+    rows = [group * size + offset for group in groups for offset in range(size)]
+    problems, completions, grades = (
+        [item for one in rounds for item in getattr(one, part)] for part in ("problems", "completions", "grades")
+    )
+    kept = rewards[list(groups)]
+    advantages = group_advantages(kept, config.advantage_eps, config.use_std_normalization, config.baseline)
+    metrics = completion_metrics(completions, grades) | {
         "train/zero_variance_share": group_statistics(rewards).uniform_groups,
-        "time/generate": generated - started,
-        "time/grade": graded - generated,
+        "train/groups_sampled": float(len(rewards)),
+        "train/tokens": float(sum(len(completions[row].response_ids) for row in rows)),
+        "train/tokens_sampled": float(sum(len(item.response_ids) for item in completions)),
+        "train/overlong_penalty": _mean([verdict.reward for verdict in grades]) - rewards.mean().item()
+        if config.overlong_buffer
+        else 0.0,
+        "train/reward_std": group_statistics(rewards).std,
+        "train/advantage_mean": advantages.mean().item(),
+        "train/advantage_std": advantages.std().item() if advantages.numel() > 1 else 0.0,
+        "train/advantage_min": advantages.min().item(),
+        "train/advantage_max": advantages.max().item(),
+        "time/generate": sum(one.generate_seconds for one in rounds),
+        "time/grade": sum(one.grade_seconds for one in rounds),
+        "time/grade_overlapped": sum(one.overlapped_seconds for one in rounds),
     }
-    weights = rewards if config.loss_type == "no_baseline" else advantages
-    return Rollout(repeated, completions, grades, weights.flatten(), metrics | completion_metrics(completions, grades))
+    weights = kept if config.loss_type == "no_baseline" else advantages
+    return Rollout(
+        [problems[row] for row in rows],
+        [completions[row] for row in rows],
+        [grades[row] for row in rows],
+        weights.flatten(),
+        metrics,
+    )
 
 
 def completion_metrics(completions: Sequence[Completion], grades: Sequence[GradedResponse]) -> dict[str, float]:

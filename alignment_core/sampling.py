@@ -19,6 +19,9 @@ from alignment_core.seeding import derive_seed
 Progress = Callable[[int, int], None]
 """Called with (completions done, completions asked for)."""
 
+Finished = Callable[[int, str], None]
+"""Called with (number of the request, text of its response) as soon as that has ended, others going on meanwhile."""
+
 
 @dataclass(frozen=True)
 class PromptRequest:
@@ -35,9 +38,13 @@ class Sampler(Protocol):
     """Draws completions from a policy."""
 
     def sample(
-        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: Progress | None = None
+        self,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        on_progress: Progress | None = None,
+        on_finished: Finished | None = None,
     ) -> list[Completion]:
-        """One completion per request, in their order."""
+        """One completion per request, in their order; each text is handed to `on_finished` once, as it ends."""
 
     def update_weights(self, model: PreTrainedModel) -> None:
         """Sample from `model`'s present weights from now on; to be called after every change of them."""
@@ -49,11 +56,31 @@ def make_sampler(
     config: SamplingConfig,
     compute_dtype: ComputeDtype = "float32",
 ) -> Sampler:
-    """The sampler `config.backend` names, over a loaded model."""
+    """The sampler `config.backend` names, over a loaded model.
+
+    Raises ValueError, with the remedy, where vllm is asked for and cannot serve.
+    """
     # Imported here: this module's types serve rooms that never load a sampler.
+    if config.backend == "vllm":
+        from alignment_core.vllm_sampler import VllmSampler
+
+        return VllmSampler(model, tokenizer, config, compute_dtype)
     from alignment_core.transformers_sampler import TransformersSampler
 
     return TransformersSampler(model, tokenizer, compute_dtype)
+
+
+def check_requests(requests: Sequence[PromptRequest], config: SamplingConfig, positions: int | None) -> None:
+    """Raise ValueError for an empty prompt, or where prompt and response would not fit `positions` (None: no limit)."""
+    empty = [request.problem_id for request in requests if not request.prompt_ids]
+    if empty:
+        raise ValueError(f"the prompt of problem {empty[0]} has no token: give the template some text")
+    longest = max((len(request.prompt_ids) for request in requests), default=0)
+    if positions is not None and longest + config.max_tokens > positions:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {config.max_tokens} new ones exceed the model's {positions} "
+            "positions: lower sampling.max_tokens or shorten the template"
+        )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

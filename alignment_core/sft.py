@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment_core.batching import TokenSequence, collate, micro_batches
+from alignment_core.batching import TokenSequence
 from alignment_core.checkpoints import LoopIdentity, checkpoint_if_due, resume
-from alignment_core.config import SFTConfig
-from alignment_core.logprobs import response_log_probs
+from alignment_core.engine import Engine
+from alignment_core.logprobs import gradient_of
 from alignment_core.losses import aggregate, batch_denominator, negative_log_likelihood
-from alignment_core.models import ComputeDtype, autocast, device_of, disable_dropout, pad_id, vocab_limit
+from alignment_core.models import ComputeDtype, disable_dropout
 from alignment_core.optimization import apply_update, checked_loss, make_optimizer
+from alignment_core.processes import own_run, sum_over_processes
 from alignment_core.random_draws import permutation
 from alignment_core.runs import RunContext
 from alignment_core.seeding import derive_seed
+from alignment_core.training_config import SFTConfig
 
 Validate = Callable[[int, PreTrainedModel], dict[str, float]]
 """(steps done, model) -> metrics of one point of the validation curve."""
@@ -42,20 +45,23 @@ def train_sft(
     step, and `validate`'s metrics at step 0, every `validate_every` steps and at the end.
     Raises ValueError if no example fits, FloatingPointError if loss or gradient is not finite.
     """
+    run = own_run(run)
     kept = _trainable(examples, config.max_length, run)
     total = sft_steps(len(kept), config)
     identity = LoopIdentity("sft", seed, total, len(kept))
     optimizer = make_optimizer(model, config.optimizer)
     done = resume(run, model, optimizer, identity)
     disable_dropout(model)
+    engine = Engine(model, tokenizer, config, compute_dtype)
+    run.say(engine.attention)
     model.train()
     if done == 0 and validate is not None:
         run.emit(0, validate(0, model), total)
     for step in range(done, total):
         started = time.perf_counter()
         batch = [kept[index] for index in batch_indices(len(kept), config.batch_size, step, seed)]
-        loss = _accumulate(model, tokenizer, batch, config.micro_batch_tokens, compute_dtype)
-        checked_loss(loss, step + 1)
+        loss = _accumulate(engine, batch)
+        checked_loss(loss, step + 1, run, batch)
         report = apply_update(model, optimizer, config.optimizer, step, total)
         metrics = {
             "train/loss": loss,
@@ -89,25 +95,21 @@ def validation_due(step: int, total: int, every: int) -> bool:
     return step == total or step % every == 0
 
 
-def _accumulate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: Sequence[TokenSequence],
-    max_tokens: int,
-    compute_dtype: ComputeDtype,
-) -> float:
+def _accumulate(engine: Engine, batch: Sequence[TokenSequence]) -> float:
     """Loss of one optimizer batch, its gradient left in the weights; the same for every micro-batch size."""
-    device = device_of(model)
     denominator = batch_denominator([len(example.response_ids) for example in batch], "token_mean")
-    loss = torch.zeros((), device=device)
-    for rows in micro_batches([example.length for example in batch], max_tokens):
-        micro = collate([batch[row] for row in rows], pad_id(model, tokenizer), device)
-        with autocast(device, compute_dtype):
-            scores = response_log_probs(model, micro, vocab_limit=vocab_limit(tokenizer))
-        share = aggregate(negative_log_likelihood(scores.log_probs), micro.response_mask, "token_mean", denominator)
-        share.backward()
+    loss = torch.zeros((), device=engine.device)
+    for _, micro in engine.micro_batches(batch):
+
+        def share_of(log_probs: Tensor, mask: Tensor = micro.response_mask) -> Tensor:
+            return aggregate(negative_log_likelihood(log_probs), mask, "token_mean", denominator)
+
+        expected = gradient_of(share_of, micro.response_mask)
+        share = share_of(engine.scores(micro, expected_gradient=expected).log_probs)
+        engine.backward(share)
         loss += share.detach()
-    return float(loss)
+    engine.sum_gradients()
+    return float(sum_over_processes(loss))
 
 
 def _trainable(examples: Sequence[TokenSequence], max_length: int, run: RunContext) -> list[TokenSequence]:

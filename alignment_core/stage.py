@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment_core.config import Config
+from alignment_core.config_base import Config
 from alignment_core.disk import disk_errors
 from alignment_core.events import Event, OnEvent
 from alignment_core.extension import go_on_from_shorter, keep_state
-from alignment_core.fingerprint import fingerprint, require_unedited
+from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import interruptible
 from alignment_core.locks import exclusive, in_use
 from alignment_core.records import ArtifactRef, Record
@@ -53,7 +53,8 @@ class StageOutcome(Record):
 
 def make_spec(stage: str, config: Config, inputs: Mapping[str, ArtifactRef], label: str) -> StageSpec:
     """The spec of a stage, key included; imports no stage code."""
-    code = fingerprint(f"alignment_core.stages.{stage}:run")
+    settings = config.model_dump(mode="json")
+    code = stage_fingerprint(stage, settings)
     components = Components(
         stage=stage,
         config=config.key_settings(),
@@ -64,7 +65,7 @@ def make_spec(stage: str, config: Config, inputs: Mapping[str, ArtifactRef], lab
     return StageSpec(
         stage=stage,
         label=label,
-        config=config.model_dump(mode="json"),
+        config=settings,
         inputs=dict(inputs),
         components=components,
         key=components.key(),

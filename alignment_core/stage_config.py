@@ -9,17 +9,15 @@ from pydantic import Field
 
 from alignment_core.config import (
     ArithmeticConfig,
-    Config,
     DataConfig,
-    GRPOConfig,
-    Positive,
     RewardName,
     SamplingConfig,
     ScratchModelConfig,
-    SFTConfig,
     Split,
     Variant,
 )
+from alignment_core.config_base import Config, Positive
+from alignment_core.training_config import DPOConfig, GRPOConfig, SFTConfig
 
 
 class PrepareStage(Config):
@@ -114,6 +112,17 @@ class SFTStage(Config):
     size: Positive | None = None
     """Take the first `size` traces of a shuffle by `subset_seed`; None means all."""
     subset_seed: int = 0
+    seed: int
+
+
+class DPOStage(Config):
+    """One run of direct preference optimization."""
+
+    dpo: DPOConfig
+    sampling: SamplingConfig
+    """For the validation curve, and the stop strings that end a response."""
+    reward: RewardName = "r1_zero"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
 
 

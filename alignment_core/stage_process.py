@@ -6,6 +6,7 @@ there; 1: an error, its remedy said; 143 and 130: stopped by SIGTERM or Ctrl-C, 
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from alignment_core.changes import differences
 from alignment_core.events import Event
-from alignment_core.fingerprint import fingerprint
+from alignment_core.fingerprint import stage_fingerprint
 from alignment_core.interruption import Interrupted
+from alignment_core.operation import STAGE_PYTHON
 from alignment_core.stage import StageSpec, run_stage
 from alignment_core.store import Store
 
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("spec", type=Path, help="JSON file with the stage's spec")
     parser.add_argument("store", type=Path, help="folder of the artifact store")
     given = parser.parse_args(arguments)
+    os.environ.pop(STAGE_PYTHON, None)  # this is the interpreter it names, or one that was chosen instead
     try:
         spec = read_spec(given.spec)
         print(run_stage(Store(given.store), spec, _say).model_dump_json(), flush=True)
@@ -43,12 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_spec(path: Path) -> StageSpec:
     """The spec in a file; ValueError if it is none, or was made by other code or libraries than this process runs."""
     spec = StageSpec.model_validate_json(path.read_bytes())
-    code = fingerprint(f"alignment_core.stages.{spec.stage}:run")
+    require_same_code(spec, str(path))
+    return spec
+
+
+def require_same_code(spec: StageSpec, name: str) -> None:
+    """Raise ValueError if the spec that `name` holds was made by other code or libraries than this process runs."""
+    code = stage_fingerprint(spec.stage, spec.config)
     here = spec.components.model_copy(update={"code": code.definitions, "versions": code.versions})
     if here.key() != spec.key:
         what = "; ".join(differences(spec.components, here)) or "its key is not that of its components"
-        raise ValueError(f"{path} was made elsewhere ({what}): run it with the code that made it, or make it anew")
-    return spec
+        raise ValueError(f"{name} was made elsewhere ({what}): run it with the code that made it, or make it anew")
 
 
 def _say(event: Event) -> None:

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from alignment_core.decoding import StopRules
 from alignment_core.records import Completion, FinishReason
-from alignment_core.sampling import PromptRequest
+from alignment_core.sampling import Finished, PromptRequest
 
 
 class Transcripts:
     """Tokens, lengths and finish reasons of a batch."""
 
-    def __init__(self, size: int, rules: StopRules) -> None:
+    def __init__(self, size: int, rules: StopRules, on_finished: Finished | None = None) -> None:
+        """on_finished: called with (row, text) as a row ends."""
         limit = rules.config.max_tokens
-        self._rules = rules
+        self._rules, self._on_finished = rules, on_finished
+        self._texts: list[str | None] = [None] * size
         self._tokens = np.zeros((size, limit), dtype=np.int64)
         self._lengths = np.full(size, limit)
         self._reasons: list[FinishReason] = ["length"] * size
@@ -42,6 +44,8 @@ class Transcripts:
 
     def completions(self, requests: Sequence[PromptRequest], log_probs: Tensor, entropies: Tensor) -> list[Completion]:
         """One completion per row; `log_probs` and `entropies` are (B, max_tokens), read up to each row's length."""
+        for row in np.flatnonzero(self.alive).tolist():
+            self._hand_over(row)
         all_log_probs, all_entropies = log_probs.cpu().numpy(), entropies.cpu().numpy()
         completions = []
         for row, request in enumerate(requests):
@@ -53,7 +57,7 @@ class Transcripts:
                     sample_index=request.sample_index,
                     prompt_ids=request.prompt_ids,
                     response_ids=ids,
-                    text=self._rules.text(ids),
+                    text=self._text(row),
                     finish_reason=self._reasons[row],
                     sampler_log_probs=all_log_probs[row, :length].tolist(),
                     mean_entropy=float(all_entropies[row, :length].mean()),
@@ -64,3 +68,15 @@ class Transcripts:
     def _finish(self, row: int, position: int, reason: FinishReason) -> None:
         if self.alive[row]:
             self.alive[row], self._lengths[row], self._reasons[row] = False, position + 1, reason
+            self._hand_over(row)
+
+    def _hand_over(self, row: int) -> None:
+        if self._on_finished is not None:
+            self._on_finished(row, self._text(row))
+
+    def _text(self, row: int) -> str:
+        """The row's response, decoded once."""
+        text = self._texts[row]
+        if text is None:
+            text = self._texts[row] = self._rules.text(self._tokens[row, : self._lengths[row]].tolist())
+        return text

@@ -15,10 +15,11 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from alignment_core.config import SamplingConfig
 from alignment_core.decoding import Draw, StopRules, draw_tokens
 from alignment_core.graph_decoding import GraphDecoder, resolve_decoding
+from alignment_core.hardware import memory_advice
 from alignment_core.models import ComputeDtype, device_of, eos_ids, pad_id, vocab_limit
 from alignment_core.random_draws import uniforms
 from alignment_core.records import Completion
-from alignment_core.sampling import Progress, PromptRequest
+from alignment_core.sampling import Finished, Progress, PromptRequest, check_requests
 from alignment_core.transcripts import Transcripts
 
 COMPACT_BELOW = 0.75
@@ -58,13 +59,17 @@ class TransformersSampler:
                 ours.copy_(theirs)
 
     def sample(
-        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: Progress | None = None
+        self,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        on_progress: Progress | None = None,
+        on_finished: Finished | None = None,
     ) -> list[Completion]:
-        """One completion per request, in their order.
+        """One completion per request, in their order; each text is handed to `on_finished` once, as it ends.
 
         Raises ValueError for an empty prompt, or if prompt and response would not fit the model's positions.
         """
-        self._check(requests, config)
+        check_requests(requests, config, getattr(self._model.config, "max_position_embeddings", None))
         rules = self._rules_for(config)
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids))
         completions: dict[int, Completion] = {}
@@ -73,7 +78,8 @@ class TransformersSampler:
         try:
             for start in range(0, len(order), config.batch_size):
                 chosen = order[start : start + config.batch_size]
-                made = self._decode([requests[i] for i in chosen], config, rules)
+                with memory_advice(f"lower sampling.batch_size {config.batch_size} or sampling.max_tokens"):
+                    made = self._decode([requests[i] for i in chosen], config, rules, _renumbered(on_finished, chosen))
                 completions.update(zip(chosen, made, strict=True))
                 if on_progress is not None:
                     on_progress(len(completions), len(requests))
@@ -81,14 +87,21 @@ class TransformersSampler:
             self._model.train(was_training)
         return [completions[i] for i in range(len(requests))]
 
-    def _decode(self, requests: Sequence[PromptRequest], config: SamplingConfig, rules: StopRules) -> list[Completion]:
+    def _decode(
+        self,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        rules: StopRules,
+        on_finished: Finished | None,
+    ) -> list[Completion]:
         way = resolve_decoding(config.decoding, self._model)
         if way == "plain":
-            return _Decoding(self._model, requests, config, rules, pad_id(self._model, self._tokenizer)).run()
+            padding = pad_id(self._model, self._tokenizer)
+            return _Decoding(self._model, requests, config, rules, padding, on_finished).run()
         graphs = way == "graph"
         if self._decoder is None or self._decoder.model is not self._model or self._decoder.graphs != graphs:
             self._decoder = GraphDecoder(self._model, graphs)
-        return self._decoder.run(requests, config, rules)
+        return self._decoder.run(requests, config, rules, on_finished)
 
     def _rules_for(self, config: SamplingConfig) -> StopRules:
         """Stop rules, kept from call to call: their table of a large vocabulary takes a second to make."""
@@ -96,17 +109,10 @@ class TransformersSampler:
             self._rules = StopRules(self._tokenizer, config, self._eos, self._vocab_size)
         return self._rules
 
-    def _check(self, requests: Sequence[PromptRequest], config: SamplingConfig) -> None:
-        empty = [request.problem_id for request in requests if not request.prompt_ids]
-        if empty:
-            raise ValueError(f"the prompt of problem {empty[0]} has no token: give the template some text")
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        positions = getattr(self._model.config, "max_position_embeddings", None)
-        if positions is not None and longest + config.max_tokens > positions:
-            raise ValueError(
-                f"a prompt of {longest} tokens and {config.max_tokens} new ones exceed the model's {positions} "
-                "positions: lower sampling.max_tokens or shorten the template"
-            )
+
+def _renumbered(on_finished: Finished | None, numbers: Sequence[int]) -> Finished | None:
+    """The callback for a batch whose row r is request `numbers[r]`."""
+    return None if on_finished is None else lambda row, text: on_finished(numbers[row], text)
 
 
 class _Decoding:
@@ -119,12 +125,13 @@ class _Decoding:
         config: SamplingConfig,
         rules: StopRules,
         padding: int,
+        on_finished: Finished | None,
     ) -> None:
         self._model, self._requests, self._config, self._rules = model, requests, config, rules
         self._device = device_of(model)
         size = len(requests)
         self._padding = padding
-        self._transcripts = Transcripts(size, rules)
+        self._transcripts = Transcripts(size, rules, on_finished)
         self._rows = np.arange(size)
         self._log_probs = torch.zeros(size, config.max_tokens, device=self._device)
         self._entropies = torch.zeros(size, config.max_tokens, device=self._device)

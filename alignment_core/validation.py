@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.config import RewardName, SamplingConfig
 from alignment_core.models import ComputeDtype
+from alignment_core.overlap import Grader
 from alignment_core.records import Completion, GradedResponse, Problem
-from alignment_core.rollouts import Grader, completion_rows, grader_for
+from alignment_core.rollouts import completion_rows, grader_for
 from alignment_core.runs import RunContext
 from alignment_core.sampling import Sampler, build_requests, make_sampler
 

@@ -9,14 +9,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from alignment_core.fingerprint import versions_in
+from alignment_core.operation import STAGE_PYTHON
 from tasks.tracking import tracking_uri
+
+GPU_EXTRA = "`python3 -m flows.bootstrap install gpu` installs it"
 
 
 def examine(root: Path) -> Iterator[tuple[str, str]]:
     """(what, finding) pairs, the cheap ones first."""
     yield "python", f"{platform.python_version()} ({sys.executable})"
-    for package in ("torch", "transformers", "prefect", "mlflow", "math-verify", "vllm", "flash-attn"):
+    for package in ("torch", "transformers", "prefect", "mlflow", "math-verify", "flash-attn"):
         yield package, package_version(package)
+    yield "vllm", vllm_line()
     yield "cores", str(os.cpu_count())
     yield "disk", disk_line(root)
     yield "prefect server", os.environ.get("PREFECT_API_URL") or "embedded (PREFECT_API_URL is not set)"
@@ -31,7 +36,19 @@ def package_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed" + (": the [gpu] extra has it" if package in {"vllm", "flash-attn"} else "")
+        return "not installed" + (f": {GPU_EXTRA}" if package in {"vllm", "flash-attn"} else "")
+
+
+def vllm_line() -> str:
+    """Version of vllm, and whose interpreter has it."""
+    python = os.environ.get(STAGE_PYTHON)
+    if not python:
+        return package_version("vllm")
+    try:
+        found = versions_in(python, ("vllm",))["vllm"]
+    except ValueError as error:
+        return str(error)
+    return f"{found} in {python}, which runs the stages that sample with it ({STAGE_PYTHON})"
 
 
 def disk_line(root: Path) -> str:

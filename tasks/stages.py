@@ -9,17 +9,20 @@ yet confirmed the stage's record: the artifact is then found, and its record sen
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from prefect import task
 
 from alignment_core.changes import explain_miss
-from alignment_core.config import Config
+from alignment_core.config_base import Config
 from alignment_core.events import Event
 from alignment_core.interruption import exit_code_of
+from alignment_core.operation import stage_python
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
+from alignment_core.stage_server import run_elsewhere
 from alignment_core.store import Store
 from tasks.workspace import Workspace
 
@@ -85,7 +88,9 @@ def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, 
         workspace.tracker.stage_event(spec, event)
 
     try:
-        outcome = run_stage(workspace.store, spec, on_event, workspace.annotations(), reason)
+        python = stage_python(spec.config)
+        run = run_stage if python is None else partial(run_elsewhere, python)
+        outcome = run(workspace.store, spec, on_event, workspace.annotations(), reason)
     except BaseException as error:
         log = workspace.store.root / ".work" / f"{spec.stage}-{spec.key}.error.txt"
         with suppress(OSError):  # a full disk is told of by the error itself

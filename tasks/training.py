@@ -1,9 +1,10 @@
 """Training runs as cached stages."""
 
-from alignment_core.config import SFTConfig, StudyConfig
+from alignment_core.config import StudyConfig
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
 from alignment_core.stage_config import GRPOStage, SampleStage, SelectStage, SFTStage
+from alignment_core.training_config import SFTConfig
 from tasks.evaluation import grade
 from tasks.models import import_checkpoint
 from tasks.stages import run_cached

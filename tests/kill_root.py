@@ -83,7 +83,7 @@ def record(store: Store, ref: ArtifactRef) -> list[tuple[Any, ...]]:
             event.step,
             event.total,
             event.name,
-            {name: value for name, value in event.metrics.items() if not name.startswith("time/")},
+            {name: value for name, value in event.metrics.items() if not name.startswith(("time/", "memory/"))},
             event.rows,
         )
         for event in read_events(store.path(ref))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from planned_store import by_status, make_study, plan, publish
 from alignment_core import acceptance, stage
 from alignment_core.acceptance import accept, inputs_to_rerun
 from alignment_core.config import Config
-from alignment_core.fingerprint import Fingerprint, fingerprint
+from alignment_core.fingerprint import Fingerprint, stage_fingerprint
 from alignment_core.report import ReportData, render
 from alignment_core.stage import StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage, GRPOStage, ImportModelStage, PrepareStage
@@ -47,13 +47,13 @@ def edit(monkeypatch: pytest.MonkeyPatch) -> Edit:
     """Change what a definition says, for every stage that reaches it, or the version of a library."""
 
     def make(name: str = EDITED, versions: dict[str, str] | None = None) -> None:
-        def edited(entry: str) -> Fingerprint:
-            found = fingerprint(entry)
+        def edited(kind: str, settings: Mapping[str, Any]) -> Fingerprint:
+            found = stage_fingerprint(kind, settings)
             felt = {name: "edited"} if name in found.definitions else {}
             return Fingerprint({**found.definitions, **felt}, {**found.versions, **(versions or {})})
 
-        monkeypatch.setattr(stage, "fingerprint", edited)
-        monkeypatch.setattr(acceptance, "fingerprint", edited)
+        monkeypatch.setattr(stage, "stage_fingerprint", edited)
+        monkeypatch.setattr(acceptance, "stage_fingerprint", edited)
 
     return make
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignment_core.advantages import group_advantages, group_statistics
+from alignment_core.advantages import group_advantages, group_statistics, informative_first, overlong_penalties
 
 
 def test_advantages_by_hand() -> None:
@@ -72,3 +72,43 @@ def test_bad_rewards_are_refused(rewards: torch.Tensor, message: str) -> None:
         group_advantages(rewards, 1e-6, True)
     with pytest.raises(ValueError, match=message):
         group_statistics(rewards)
+
+
+def test_leave_one_out_by_hand() -> None:
+    # Each reward against the mean of the other two: 1 - 0, 0 - 1/2, 0 - 1/2.
+    got = group_advantages(torch.tensor([[1.0, 0.0, 0.0]]), 1e-6, False, "leave_one_out")
+    torch.testing.assert_close(got, torch.tensor([[1.0, -0.5, -0.5]]))
+
+
+def test_leave_one_out_agrees_with_numpy() -> None:
+    rewards = np.random.default_rng(1).normal(size=(6, 5))
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / 4
+    got = group_advantages(torch.tensor(rewards), 0.0, False, "leave_one_out")
+    np.testing.assert_allclose(got, rewards - others, rtol=1e-12)
+
+
+def test_leave_one_out_of_a_group_of_one_or_of_equals_is_zero() -> None:
+    for rewards in (torch.tensor([[1.0], [0.0]]), torch.full((2, 7), 0.1)):
+        assert not group_advantages(rewards, 1e-6, False, "leave_one_out").any()
+
+
+def test_leave_one_out_is_not_divided_by_a_standard_deviation() -> None:
+    with pytest.raises(ValueError, match="set normalize_by_std to False"):
+        group_advantages(torch.tensor([[1.0, 0.0]]), 1e-6, True, "leave_one_out")
+
+
+def test_overlong_penalties_by_hand() -> None:
+    # Of 10 tokens the last 4 are the buffer: free up to 6, then a quarter a token.
+    got = overlong_penalties([1, 6, 7, 8, 9, 10, 11], 10, 4)
+    assert got == pytest.approx([0, 0, -0.25, -0.5, -0.75, -1, -1])
+    assert overlong_penalties([8, 10], 10, 4, scale=0.5) == pytest.approx([-0.25, -0.5])
+    assert overlong_penalties([9, 10], 10, 0) == [0.0, 0.0]
+
+
+def test_groups_that_teach_come_first_topped_up_in_order() -> None:
+    rewards = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert informative_first(rewards, 2) == [1, 3]
+    assert informative_first(rewards, 4) == [0, 1, 3, 4]
+    assert informative_first(rewards, 5) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="6 groups wanted, and there are 5"):
+        informative_first(rewards, 6)

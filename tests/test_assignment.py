@@ -104,9 +104,10 @@ def test_get_response_log_probs_scores_every_position() -> None:
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 
-def test_sft_step_by_hand() -> None:
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_sft_step_by_hand(kind: torch.dtype) -> None:
     log_probs = torch.tensor([[-1.0, -2.0, -9.0], [-4.0, -9.0, -9.0]], requires_grad=True)
-    loss, metadata = assignment.sft_microbatch_train_step(log_probs, MASK, 2, normalize_constant=4.0)
+    loss, metadata = assignment.sft_microbatch_train_step(log_probs, MASK.to(kind), 2, normalize_constant=4.0)
     # Mean over 2 sequences of (3/4, 4/4), over 2 accumulation steps.
     assert loss.item() == pytest.approx(1.75 / 4)
     assert metadata["token_nll"].item() == pytest.approx(7 / 3)
@@ -120,17 +121,19 @@ def test_sft_step_by_hand() -> None:
         ("reinforce_with_baseline", {"advantages": torch.tensor([[1.0], [-2.0]])}),
         ("grpo_clip", {"advantages": torch.tensor([[1.0], [-2.0]]), "cliprange": 0.2}),
         ("grpo_no_clip", {"advantages": torch.tensor([[1.0], [-2.0]])}),
+        ("gspo", {"advantages": torch.tensor([[1.0], [-2.0]]), "cliprange": (3e-4, 4e-4)}),
     ],
 )
-def test_grpo_step_gradient_by_hand(loss_type: str, arguments: dict[str, object]) -> None:
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_grpo_step_gradient_by_hand(loss_type: str, arguments: dict[str, object], kind: torch.dtype) -> None:
     log_probs = torch.tensor([[-1.0, -2.0, -9.0], [-4.0, -9.0, -9.0]], requires_grad=True)
-    if loss_type.startswith("grpo"):
+    if loss_type.startswith("g"):
         arguments = {**arguments, "old_log_probs": log_probs.detach().clone()}
-    loss, _ = assignment.grpo_microbatch_train_step(log_probs, MASK, 2, loss_type, **arguments)
+    loss, _ = assignment.grpo_microbatch_train_step(log_probs, MASK.to(kind), 2, loss_type, **arguments)
     # -A / (tokens of the sequence x 2 sequences x 2 steps), the same on-policy for every type.
     expected = torch.tensor([[-1 / 8, -1 / 8, 0.0], [2 / 4, 0.0, 0.0]])
     torch.testing.assert_close(log_probs.grad, expected)
-    value = (-1.0 + 2.0) / 4 if loss_type.startswith("grpo") else (1.5 - 8.0) / 4
+    value = (-1.0 + 2.0) / 4 if loss_type.startswith("g") else (1.5 - 8.0) / 4
     assert loss.item() == pytest.approx(value)
 
 
@@ -172,8 +175,13 @@ def test_group_normalized_rewards_by_hand() -> None:
     assert metadata["reward_mean"] == 0.75
     assert metadata["reward_uniform_groups"] == 0.5
     assert metadata["format_reward_mean"] == 1.0
-    with pytest.raises(ValueError, match="groups of 3"):
-        assignment.compute_group_normalized_rewards(reward_fn, ["4"] * 4, ["4"] * 4, 3, 0.0, True)
+    for responses, truths, size, message in (
+        (["4"] * 4, ["4"] * 4, 3, "groups of 3"),
+        ([], [], 2, "0 responses do not split"),
+        (["4"] * 4, ["4"] * 3, 2, "4 responses but 3 ground truths"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            assignment.compute_group_normalized_rewards(reward_fn, responses, truths, size, 0.0, True)
 
 
 def test_log_generations_by_hand() -> None:

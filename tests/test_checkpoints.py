@@ -75,7 +75,10 @@ def run_off_policy(model: PreTrainedModel, run: MemoryRun) -> None:
 
 
 def without_times(run: MemoryRun) -> dict[int, dict[str, float]]:
-    return {step: {k: v for k, v in metrics.items() if not k.startswith("time/")} for step, metrics in run.points}
+    return {
+        step: {k: v for k, v in metrics.items() if not k.startswith(("time/", "memory/"))}
+        for step, metrics in run.points
+    }
 
 
 @pytest.mark.parametrize("train", [run_sft, run_grpo, run_off_policy])

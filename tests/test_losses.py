@@ -1,6 +1,7 @@
-"""Losses against values by hand, gradient properties, and the one denominator."""
+"""Policy-gradient losses against values by hand, gradient properties, and the one denominator."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,11 +9,9 @@ import torch
 from torch import Tensor
 
 from alignment_core.batching import TokenSequence, collate
-from alignment_core.config import LengthNormalization
 from alignment_core.losses import (
     aggregate,
     batch_denominator,
-    dpo_loss,
     grpo_clip_loss,
     grpo_no_clip_loss,
     negative_log_likelihood,
@@ -21,8 +20,9 @@ from alignment_core.losses import (
     reinforce_loss,
     token_sums,
 )
+from alignment_core.training_config import LengthNormalization, LossType
 
-MODES: tuple[LengthNormalization, ...] = ("masked_mean", "masked_normalize", "token_mean")
+MODES: tuple[LengthNormalization, ...] = ("masked_mean", "masked_normalize", "token_mean", "constant")
 
 
 def logs(*probabilities: float) -> Tensor:
@@ -58,6 +58,36 @@ def test_clip_by_hand_for_both_signs(advantage: float, expected: list[float], lo
 
 
 @pytest.mark.parametrize(
+    ("advantage", "expected", "low", "high"),
+    [
+        # The range is [0.8, 1.4]: of the ratios 0.5, 0.9, 1.1, 1.5 the outer two are outside.
+        (2.0, [-1.0, -1.8, -2.2, -2.8], [0, 0, 0, 0], [0, 0, 0, 1]),
+        (-2.0, [1.6, 1.8, 2.2, 3.0], [1, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_clip_higher_moves_the_upper_bound_alone(
+    advantage: float, expected: list[float], low: list[int], high: list[int]
+) -> None:
+    result = grpo_clip_loss(column(advantage), logs(0.25, 0.45, 0.55, 0.75), logs(0.5, 0.5, 0.5, 0.5), (0.2, 0.4))
+    np.testing.assert_allclose(result.loss[0], expected, rtol=1e-12)
+    assert result.statistics["clip_fraction_low"][0].tolist() == low
+    assert result.statistics["clip_fraction_high"][0].tolist() == high
+
+
+def test_clip_agrees_with_numpy() -> None:
+    rng = np.random.default_rng(1)
+    new, old, weights = rng.normal(-2, 1, (5, 7)), rng.normal(-2, 1, (5, 7)), rng.normal(size=(5, 1))
+    ratio = np.exp(new - old)
+    expected = -np.minimum(ratio * weights, np.clip(ratio, 0.7, 1.5) * weights)
+    got = grpo_clip_loss(torch.tensor(weights), torch.tensor(new), torch.tensor(old), (0.3, 0.5))
+    np.testing.assert_allclose(got.loss, expected, rtol=1e-12)
+    clipped = (ratio < 0.7) & (weights < 0) | (ratio > 1.5) & (weights > 0)
+    assert clipped.any()
+    flags = got.statistics["clip_fraction_low"] + got.statistics["clip_fraction_high"]
+    np.testing.assert_array_equal(flags, clipped)
+
+
+@pytest.mark.parametrize(
     ("advantage", "flowing"), [(2.0, [True, True, True, False]), (-2.0, [False, True, True, True])]
 )
 def test_clipped_tokens_have_zero_gradient_and_the_others_the_ratio_s(advantage: float, flowing: list[bool]) -> None:
@@ -77,7 +107,7 @@ def test_no_clip_is_minus_ratio_times_advantage_with_gradient_beyond_the_range()
     np.testing.assert_allclose(log_probs.grad[0], [-1.0, -3.0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo_clip", "grpo_no_clip"])
+@pytest.mark.parametrize("loss_type", ["grpo_clip", "grpo_no_clip", "cispo"])
 def test_on_policy_gradient_is_reinforce_and_nothing_is_clipped(loss_type: str) -> None:
     advantages = column(1.5, -0.7)
     values = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -0.1, -1.0]], dtype=torch.float64)
@@ -92,18 +122,36 @@ def test_on_policy_gradient_is_reinforce_and_nothing_is_clipped(loss_type: str) 
     assert not result.statistics.get("clip_fraction_high", torch.zeros(1)).any()
 
 
-@pytest.mark.parametrize("loss_type", ["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_no_clip"])
-def test_zero_advantage_gives_zero_gradient(loss_type: str) -> None:
+EVERYWHERE = torch.ones(1, 3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("loss_type", get_args(LossType))
+def test_zero_advantage_gives_zero_loss_and_zero_gradient(loss_type: LossType) -> None:
     log_probs = logs(0.1, 0.5, 0.9).requires_grad_()
-    policy_gradient_loss(loss_type, log_probs, column(0.0), logs(0.5, 0.5, 0.5), 0.2).loss.sum().backward()
+    result = policy_gradient_loss(loss_type, log_probs, column(0.0), logs(0.5, 0.5, 0.5), 0.2, EVERYWHERE)
+    result.loss.sum().backward()
+    assert not result.loss.any()
     assert not log_probs.grad.any()
 
 
-@pytest.mark.parametrize("loss_type", ["grpo_clip", "grpo_no_clip"])
+@pytest.mark.parametrize("loss_type", sorted(set(get_args(LossType)) - {"cispo"}))
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+def test_gradients_are_those_of_the_loss(loss_type: LossType, advantage: float) -> None:
+    # Ratios 0.5, 0.9, 1.5, far from the kinks; CISPO's gradient is, on purpose, not that of its value.
+    log_probs = logs(0.25, 0.45, 0.75).requires_grad_()
+
+    def loss(values: Tensor) -> Tensor:
+        old = logs(0.5, 0.5, 0.5)
+        return policy_gradient_loss(loss_type, values, column(advantage), old, (0.2, 0.3), EVERYWHERE).loss
+
+    assert torch.autograd.gradcheck(loss, log_probs)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo_clip", "grpo_no_clip", "gspo", "cispo"])
 def test_no_gradient_reaches_old_log_probs_or_advantages(loss_type: str) -> None:
-    log_probs, old = logs(0.4, 0.6).requires_grad_(), logs(0.5, 0.5).requires_grad_()
+    log_probs, old = logs(0.4, 0.6, 0.5).requires_grad_(), logs(0.5, 0.5, 0.5).requires_grad_()
     advantages = column(1.0).requires_grad_()
-    result = policy_gradient_loss(loss_type, log_probs, advantages, old, 0.2)
+    result = policy_gradient_loss(loss_type, log_probs, advantages, old, 0.2, EVERYWHERE)
     result.loss.sum().backward()
     assert old.grad is None
     assert advantages.grad is None
@@ -135,8 +183,30 @@ def test_dispatch_refuses_what_is_missing() -> None:
         policy_gradient_loss("grpo_clip", logs(0.5), column(1.0), None, 0.2)
     with pytest.raises(ValueError, match="needs cliprange"):
         policy_gradient_loss("grpo_clip", logs(0.5), column(1.0), logs(0.5))
+    with pytest.raises(ValueError, match="needs the response mask"):
+        policy_gradient_loss("gspo", logs(0.5), column(1.0), logs(0.5), 0.2)
     with pytest.raises(ValueError, match="unknown loss_type 'ppo'"):
         policy_gradient_loss("ppo", logs(0.5), column(1.0), logs(0.5))
+
+
+@pytest.mark.parametrize("cliprange", [0.0, -0.2, (0.2, 0.0), (0.0, 0.2)])
+def test_a_range_that_is_none_is_refused(cliprange: float | tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        grpo_clip_loss(column(1.0), logs(0.5), logs(0.5), cliprange)
+
+
+@pytest.mark.parametrize("advantages", [torch.ones(2), torch.ones(1, 2), torch.ones(2, 2), torch.ones(3, 1)])
+def test_advantages_must_be_a_column(advantages: Tensor) -> None:
+    # Two sequences of two tokens: a vector of two would silently weigh positions.
+    with pytest.raises(ValueError, match=r"give \(B, 1\) and \(B, T\)"):
+        reinforce_loss(advantages, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"give \(B, 1\) and \(B, T\)"):
+        grpo_clip_loss(advantages, torch.zeros(2, 2), torch.zeros(2, 2), 0.2)
+
+
+def test_policies_must_score_the_same_tokens() -> None:
+    with pytest.raises(ValueError, match="score the same tokens"):
+        probability_ratio(torch.zeros(2, 3), torch.zeros(1, 3))
 
 
 def test_aggregate_by_hand() -> None:
@@ -147,7 +217,9 @@ def test_aggregate_by_hand() -> None:
     assert batch_denominator([2, 1, 0], "token_mean") == 3
     assert aggregate(per_token, mask, "masked_mean", 3).item() == pytest.approx((1.5 + 4) / 3)
     assert aggregate(per_token, mask, "masked_normalize", 3, 10.0).item() == pytest.approx((3 + 4) / 10 / 3)
+    assert aggregate(per_token, mask, "constant", 3, 10.0).item() == pytest.approx((3 + 4) / 10 / 3)
     assert aggregate(per_token, mask, "token_mean", 3).item() == pytest.approx((3 + 4) / 3)
+    assert aggregate(per_token, mask.float(), "masked_mean", 3).item() == pytest.approx((1.5 + 4) / 3)
 
 
 def test_empty_responses_leave_the_gradient_finite() -> None:
@@ -161,7 +233,9 @@ def test_empty_responses_leave_the_gradient_finite() -> None:
     ("mode", "denominator", "constant", "message"),
     [
         ("masked_mean", 0, None, "batch_denominator"),
-        ("masked_normalize", 2, None, "needs a constant"),
+        ("masked_normalize", 2, None, "masked_normalize needs a constant"),
+        ("constant", 2, None, "constant needs a constant"),
+        ("constant", 2, 0.0, "normalize_constant is 0"),
         ("mean", 2, None, "unknown length normalization 'mean'"),
     ],
 )
@@ -193,15 +267,16 @@ def total_loss(weight: Tensor, size: int, mode: LengthNormalization, loss_type: 
         log_probs = weight.log_softmax(-1)[batch.input_ids, batch.labels]
         old_log_probs = torch.zeros_like(log_probs)
         old_log_probs[batch.response_mask] = torch.cat(old[rows])
-        per_token = policy_gradient_loss(loss_type, log_probs, advantages[rows], old_log_probs, 0.2).loss
-        loss = aggregate(per_token, batch.response_mask, mode, denominator, constant=10.0)
+        mask = batch.response_mask
+        per_token = policy_gradient_loss(loss_type, log_probs, advantages[rows], old_log_probs, 0.2, mask).loss
+        loss = aggregate(per_token, mask, mode, denominator, constant=10.0)
         loss.backward()
         total += loss.item()
     return total
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("loss_type", ["reinforce_with_baseline", "grpo_clip"])
+@pytest.mark.parametrize("loss_type", ["reinforce_with_baseline", "grpo_clip", "gspo", "cispo"])
 def test_loss_and_gradient_do_not_depend_on_the_micro_batch(mode: LengthNormalization, loss_type: str) -> None:
     start = torch.randn(20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = start.clone().requires_grad_()
@@ -213,10 +288,11 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batch(mode: LengthNormaliz
         torch.testing.assert_close(part.grad, whole.grad, rtol=1e-10, atol=1e-14)
 
 
-def test_the_three_normalizations_differ() -> None:
+def test_the_normalizations_differ_but_for_whose_the_constant_is() -> None:
     start = torch.randn(20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values = [total_loss(start.clone().requires_grad_(), 4, mode, "reinforce_with_baseline") for mode in MODES]
     assert len({round(value, 6) for value in values}) == 3
+    assert values[MODES.index("constant")] == values[MODES.index("masked_normalize")]
 
 
 def test_token_sums_add_up_over_micro_batches() -> None:
@@ -226,24 +302,3 @@ def test_token_sums_add_up_over_micro_batches() -> None:
     parts = sum(token_sums({"ratio_mean": values[[row]]}, mask[[row]])["ratio_mean"] for row in (0, 1))
     assert whole.item() == parts.item() == 8.0
     assert not whole.requires_grad
-
-
-def test_dpo_by_hand() -> None:
-    chosen, rejected = torch.tensor([-10.0, -8.0]), torch.tensor([-12.0, -6.0])
-    ref_chosen, ref_rejected = torch.tensor([-11.0, -8.0]), torch.tensor([-11.0, -8.0])
-    result = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.5)
-    # Pair 1: 0.5 * (1 - (-1)) = 1; pair 2: 0.5 * (0 - 2) = -1.
-    torch.testing.assert_close(result.loss, torch.tensor([math.log1p(math.exp(-1)), math.log1p(math.exp(1))]))
-    assert result.chosen_rewards.tolist() == [0.5, 0.0]
-    assert result.rejected_rewards.tolist() == [-0.5, 1.0]
-    assert result.accuracy.item() == 0.5
-
-
-def test_dpo_gradient_raises_chosen_and_lowers_rejected_and_spares_the_reference() -> None:
-    chosen, rejected, ref_chosen, ref_rejected = (torch.tensor([-5.0], requires_grad=True) for _ in range(4))
-    dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.1).loss.sum().backward()
-    # At equal margins: -beta * sigmoid(0).
-    assert chosen.grad.item() == pytest.approx(-0.05)
-    assert rejected.grad.item() == pytest.approx(0.05)
-    assert ref_chosen.grad is None
-    assert ref_rejected.grad is None

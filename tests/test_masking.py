@@ -55,6 +55,20 @@ def test_values_outside_the_mask_reach_neither_result_nor_gradient(poison: float
     assert torch.equal(values.grad, torch.tensor([[0.5, 0.0, 0.5]]))
 
 
-def test_a_constant_of_zero_is_refused() -> None:
+@pytest.mark.parametrize("constant", [0, -1.0, math.nan])
+def test_a_constant_that_is_not_positive_is_refused(constant: float) -> None:
     with pytest.raises(ValueError, match="maximal response length"):
-        masked_normalize(VALUES, MASK, normalize_constant=0)
+        masked_normalize(VALUES, MASK, normalize_constant=constant)
+
+
+def test_a_mask_of_one_row_covers_every_row() -> None:
+    mask = torch.tensor([[1.0, 0.0, 1.0]])
+    assert masked_sum(VALUES, mask, 1).tolist() == [4.0, 40.0]
+    assert masked_mean(VALUES, mask, 1).tolist() == [2.0, 20.0]
+    assert masked_mean(VALUES, mask).item() == 11.0
+
+
+def test_sums_and_means_pass_gradcheck() -> None:
+    values = VALUES.double().requires_grad_()
+    for reduce in (masked_sum, masked_mean, masked_normalize):
+        assert torch.autograd.gradcheck(lambda x, reduce=reduce: reduce(x, MASK, 1), values)

@@ -8,9 +8,10 @@ from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
 
 from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig
+from alignment_core.overlap import Grader
 from alignment_core.policy_gradient import train_grpo, updates_per_step
 from alignment_core.records import Completion, GradedResponse, Problem
-from alignment_core.rollouts import Grader, collect_rollout, completion_metrics, completion_rows, draw_problems
+from alignment_core.rollouts import collect_rollout, completion_metrics, completion_rows, draw_problems
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, make_sampler
 from alignment_core.validation import make_validator, validation_metrics
@@ -64,7 +65,8 @@ def plain_gradient_norm(config: GRPOConfig) -> float:
         chosen = log_probs.gather(1, ids[1:, None])[len(item.prompt_ids) - 1 :, 0]
         divisor = {
             "masked_mean": len(item.response_ids) * 16,
-            "masked_normalize": SAMPLING.max_tokens * 16,
+            "masked_normalize": (config.normalize_constant or 0) * 16,
+            "constant": SAMPLING.max_tokens * 16,
             "token_mean": tokens,
         }[config.length_normalization]
         loss = loss - weight * chosen.sum() / divisor
@@ -72,10 +74,11 @@ def plain_gradient_norm(config: GRPOConfig) -> float:
     return torch.stack([weight.grad.norm() for weight in model.parameters()]).norm().item()
 
 
-@pytest.mark.parametrize("normalization", ["masked_mean", "masked_normalize", "token_mean"])
+@pytest.mark.parametrize("normalization", ["masked_mean", "masked_normalize", "token_mean", "constant"])
 @pytest.mark.parametrize("loss_type", ["no_baseline", "reinforce_with_baseline", "grpo_clip"])
 def test_first_gradient_is_the_plain_policy_gradient(normalization: str, loss_type: str):
     update = {"length_normalization": normalization, "loss_type": loss_type, "n_grpo_steps": 1}
+    update["normalize_constant"] = 3.0 if normalization == "masked_normalize" else None
     config = CONFIG.model_copy(update=update)
     _, run = trained(config)
     assert series(run, "train/grad_norm") == [pytest.approx(plain_gradient_norm(config), rel=1e-3)]
@@ -163,7 +166,11 @@ class Recorder:
         self.seeds: list[int] = []
 
     def sample(
-        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: object = None
+        self,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        on_progress: object = None,
+        on_finished: object = None,
     ) -> list[Completion]:
         self.calls.append(f"sample after {config.min_tokens}")
         self.seeds += [request.seed for request in requests]
@@ -248,7 +255,11 @@ class FixedSampler:
         self.texts = texts
 
     def sample(
-        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: object = None
+        self,
+        requests: Sequence[PromptRequest],
+        config: SamplingConfig,
+        on_progress: object = None,
+        on_finished: object = None,
     ) -> list[Completion]:
         return [
             Completion(

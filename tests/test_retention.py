@@ -301,7 +301,7 @@ def record(folder: Path) -> list[tuple[int, int | None, dict[str, float]]]:
         (
             event.step,
             event.total,
-            {name: value for name, value in event.metrics.items() if not name.startswith("time/")},
+            {name: value for name, value in event.metrics.items() if not name.startswith(("time/", "memory/"))},
         )
         for event in read_events(folder)
         if event.kind == "point"

@@ -130,7 +130,7 @@ def test_validation_is_asked_at_the_start_at_its_interval_and_at_the_end():
 def test_too_long_examples_are_left_out_aloud():
     long = encode_trace(TOKENIZER, "x" * 30, "y" * 30)
     _, run = trained(CONFIG.model_copy(update={"max_length": 40}), [*EXAMPLES[:2], long])
-    assert run.lines == ["left out 1 of 3 examples: empty, or longer than 40 tokens"]
+    assert run.lines[0] == "left out 1 of 3 examples: empty, or longer than 40 tokens"
     assert len(run.points) == 2
     with pytest.raises(ValueError, match="none of 1 examples fits"):
         trained(CONFIG.model_copy(update={"max_length": 40}), [long])
@@ -140,7 +140,7 @@ def test_an_example_of_exactly_the_limit_is_kept():
     longest = max(example.length for example in EXAMPLES)
     _, run = trained(CONFIG.model_copy(update={"max_length": longest, "epochs": 1}))
     assert sum(series(run, "train/tokens")) == sum(len(example.response_ids) for example in EXAMPLES)
-    assert run.lines == []
+    assert [line for line in run.lines if "left out" in line] == []
 
 
 def test_a_broken_weight_stops_the_run_before_any_update():

@@ -21,11 +21,13 @@ def byte_tokenizer(*extra: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None) -> Qwen2Config:
-    """Hidden 32, 2 layers, tied embeddings; `vocab_size` may exceed the tokenizer's."""
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None, hidden_size: int = 32
+) -> Qwen2Config:
+    """Four heads, 2 layers, tied embeddings; `vocab_size` may exceed the tokenizer's."""
     return Qwen2Config(
         vocab_size=vocab_size or len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -38,11 +40,13 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = Non
     )
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, vocab_size: int | None = None) -> Qwen2ForCausalLM:
+def tiny_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, vocab_size: int | None = None, hidden_size: int = 32
+) -> Qwen2ForCausalLM:
     """A random model; the same one for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(tiny_config(tokenizer, vocab_size)).eval()
+        return Qwen2ForCausalLM(tiny_config(tokenizer, vocab_size, hidden_size)).eval()
 
 
 class ScriptedModel(nn.Module):

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import OptimizerConfig, SFTConfig
 from alignment_core.corpus import pretraining_documents
 from alignment_core.models import save_model
 from alignment_core.runs import RunContext
@@ -13,6 +12,7 @@ from alignment_core.scratch import build_model, train_tokenizer
 from alignment_core.seeding import derive_seed
 from alignment_core.sft import train_sft
 from alignment_core.stage_config import PretrainStage
+from alignment_core.training_config import OptimizerConfig, SFTConfig
 
 CONFIG = PretrainStage
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from alignment_core.completion_entropy import with_entropy
 from alignment_core.models import load_model, load_tokenizer
 from alignment_core.prompts import render
 from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
@@ -28,6 +29,7 @@ def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunC
     model = load_model(source, revision)
     sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype)
     completions = sample_in_chunks(sampler, requests, config, run)
+    completions = with_entropy(completions, model, tokenizer, config.sampling.temperature, config.compute_dtype)
     if not config.keep_log_probs:
         completions = [item.model_copy(update={"sampler_log_probs": None}) for item in completions]
     write_jsonl(output / "problems.jsonl", problems)
@@ -70,12 +72,12 @@ def _save(completions: list[Completion], folder: Path) -> None:
 
 
 def describe(completions: list[Completion]) -> dict[str, float]:
-    """Mean entropy, length and truncation of a batch of completions."""
+    """Mean entropy (where the sampler keeps it), length and truncation of a batch of completions."""
     count = len(completions)
     tokens = sum(len(item.response_ids) for item in completions)
-    entropy = sum((item.mean_entropy or 0.0) * len(item.response_ids) for item in completions)
-    return {
-        "sample/entropy": entropy / max(tokens, 1),
+    metrics = {
         "sample/mean_length": tokens / count,
         "sample/truncation_rate": sum(item.finish_reason == "length" for item in completions) / count,
     }
+    known = [item.mean_entropy * len(item.response_ids) for item in completions if item.mean_entropy is not None]
+    return metrics | ({"sample/entropy": sum(known) / max(tokens, 1)} if len(known) == count else {})

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence, collate, micro_batches
-from alignment_core.config import LengthNormalization, LossType
 from alignment_core.logprobs import response_log_probs
 from alignment_core.losses import aggregate, batch_denominator, policy_gradient_loss
 from alignment_core.models import ComputeDtype, autocast
+from alignment_core.training_config import LengthNormalization, LossType
 from benchmarks.gpu import common
 
 TEMPERATURE = 0.8

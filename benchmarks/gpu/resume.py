@@ -103,7 +103,7 @@ def _compare_points(
     checks.note("resumed run did steps", steps, "killed while reporting step 4, checkpoint after step 3")
     worst, where = 0.0, "none"
     for step, metrics in resumed:
-        for name in metrics.keys() - {key for key in metrics if key.startswith("time/")}:
+        for name in metrics.keys() - {key for key in metrics if key.startswith(("time/", "memory/"))}:
             difference = abs(metrics[name] - known[step][name]) / max(abs(known[step][name]), 1e-6)
             if difference > worst:
                 worst, where = difference, f"{name} at step {step}"

@@ -20,10 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import LengthNormalization, LossType, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.models import ComputeDtype, load_model, load_tokenizer, set_checkpointing
 from alignment_core.records import Problem
 from alignment_core.sampling import build_requests, make_sampler
+from alignment_core.training_config import LengthNormalization, LossType
 from benchmarks.gpu import common
 from benchmarks.gpu.paths import (
     TEMPERATURE,

@@ -1,0 +1,92 @@
+"""Data parallel training: two processes on this CPU end where one does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_training import LOOPS, train
+from safetensors.torch import load_file
+
+from alignment_core.models import tensors_by_name
+from alignment_core.processes import FollowerRun, gather, interleave, own_run, process_count, share_of
+from alignment_core.runs import MemoryRun
+
+SCRIPT = Path(__file__).with_name("parallel_training.py")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes filled."""
+    out = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(out)],
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [child.communicate(timeout=280)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], "\n".join(said)[-4000:]
+    return out
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_two_processes_end_where_one_does(loop: str, together: Path):
+    model, run = train(loop)
+    first, second = (json.loads((together / f"{loop}-{rank}.json").read_text()) for rank in range(2))
+    assert first["processes"] == 2
+    assert second["points"] == second["lines"] == [], "only the first process writes the record"
+    for (step, alone), (other, both) in zip(run.points, first["points"], strict=True):
+        assert (step, alone.keys()) == (other, both.keys())
+        for name, value in alone.items():
+            if not name.startswith(("time/", "memory/")):
+                assert both[name] == pytest.approx(value, rel=1e-6, abs=2e-6), name
+    weights, trained = tensors_by_name(model), load_file(together / f"{loop}.safetensors")
+    difference = torch.stack([(trained[name] - weight).norm() for name, weight in weights.items()]).norm()
+    assert difference <= 1e-6 * torch.stack([weight.norm() for weight in weights.values()]).norm()
+
+
+def test_a_process_alone_is_all_there_is():
+    run = MemoryRun()
+    assert process_count() == 1
+    assert own_run(run) is run
+    assert list(share_of(3)) == [0, 1, 2]
+    assert gather("x") == ["x"]
+
+
+def test_shares_come_back_in_order():
+    assert interleave([[0, 3, 6], [1, 4], [2, 5]]) == list(range(7))
+    assert interleave([[], []]) == []
+
+
+def test_a_follower_reads_checkpoints_and_writes_nothing(tmp_path: Path):
+    leader = MemoryRun(tmp_path)
+    leader.save_checkpoint(3, lambda folder: None)
+    follower = FollowerRun(leader)
+    follower.emit(1, {"train/loss": 1.0})
+    follower.say("x")
+    follower.save_checkpoint(4, lambda folder: pytest.fail("a follower wrote a checkpoint"))
+    assert not follower.checkpoint_due()
+    assert follower.latest_checkpoint() == leader.latest_checkpoint() == tmp_path / "step-00000003"
+    assert (leader.points, leader.lines) == ([], [])
+
+
+def test_gradients_of_a_process_alone_are_left_as_they_are():
+    from alignment_core.processes import sum_gradients
+
+    layer = torch.nn.Linear(2, 1)
+    layer(torch.ones(1, 2)).sum().backward()
+    sum_gradients(layer)
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
