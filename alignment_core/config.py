@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alignment_core.verdicts import GradingMode
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -156,8 +158,8 @@ class EvaluationConfig(Config):
     """First problems of the split; None means all."""
     samples_per_problem: Positive = 1
     reward: RewardName = "r1_zero"
-    thorough: bool = False
-    """Also ask math-verify (recall beyond the published fast verdict)."""
+    mode: GradingMode = "fast"
+    """thorough also asks our own checks and math-verify (recall beyond the published fast verdict)."""
 
 
 class OptimizerConfig(Config):

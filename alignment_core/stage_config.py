@@ -20,6 +20,7 @@ from alignment_core.config import (
     Split,
     Variant,
 )
+from alignment_core.verdicts import GradingMode
 
 
 class PrepareStage(Config):
@@ -84,7 +85,7 @@ class GradeStage(Config):
     """Verdicts and the evaluation report over completions."""
 
     reward: RewardName = "r1_zero"
-    thorough: bool = False
+    mode: GradingMode = "fast"
     split: Split
 
 
