@@ -56,10 +56,12 @@ _ROOMS = {
     ),
     "rewards": (
         "grade_batch",
+        "grade_stream",
         "parse_gsm8k_response",
         "parse_mmlu_response",
         "question_only_reward_fn",
         "r1_zero_reward_fn",
+        "submit_batch",
     ),
     "runs": ("MemoryRun", "RunContext"),
     "sampling": ("PromptRequest", "Sampler", "build_requests", "make_sampler"),

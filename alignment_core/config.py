@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from alignment_core.config_base import Config, NonNegative, Positive, Rate, Share
 from alignment_core.training_config import GRPOConfig, SFTConfig
 from alignment_core.training_config import OptimizerConfig as OptimizerConfig
+from alignment_core.verdicts import GradingMode
 
 Split = Literal["train", "dev", "test"]
 RewardName = Literal["r1_zero", "question_only", "number", "countdown"]
@@ -183,8 +184,8 @@ class EvaluationConfig(Config):
     """First problems of the split; None means all."""
     samples_per_problem: Positive = 1
     reward: RewardName = "r1_zero"
-    thorough: bool = False
-    """Also ask math-verify (recall beyond the published fast verdict)."""
+    mode: GradingMode = "fast"
+    """thorough also asks our own checks and math-verify (recall beyond the published fast verdict)."""
 
 
 class ExpertIterationConfig(Config):

@@ -32,6 +32,7 @@ def evaluate(
     reasons = [failure_reason(by_id[completion.problem_id], completion, grade, reward) for completion, grade in pairs]
     lengths = [len(completion.response_ids) for completion in completions]
     n, n_correct, n_formatted = len(grades), sum(right), sum(formatted)
+    thorough = [(grade.reward > 0, grade.fast_reward > 0) for grade in grades if grade.fast_reward is not None]
     low, high = wilson_interval(n_correct * len(problems) / n, len(problems))
     return EvalReport(
         n=n,
@@ -51,6 +52,9 @@ def evaluate(
         mean_entropy=_token_mean_entropy(completions),
         n_suspicious=sum(grade.suspicious for grade in grades),
         n_timeouts=sum(grade.status == "timeout" for grade in grades),
+        n_errors=sum(grade.status == "error" for grade in grades),
+        n_thorough_only=thorough.count((True, False)) if thorough else None,
+        n_fast_only=thorough.count((False, True)) if thorough else None,
         response_tokens=sum(lengths),
     )
 

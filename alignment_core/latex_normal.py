@@ -89,7 +89,7 @@ def _without_units(text: str) -> str:
 def _right_hand_side(text: str) -> str:
     """`x = 3` -> `3` when one sign divides a left side of at most two characters from the rest."""
     left, sign, right = text.partition("=")
-    if sign and "=" not in right and len(left.strip()) <= 2:
+    if sign and "=" not in right and len(left) <= 2:
         return right.strip()
     return text
 

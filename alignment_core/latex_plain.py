@@ -8,12 +8,9 @@ import re
 from fractions import Fraction
 
 from alignment_core.latex_normal import unwrap_text
+from alignment_core.numeric import Unreadable
 
 MAX_NESTING = 40
-
-
-class Unreadable(ValueError):
-    """The text is outside what the symbolic test reads: malformed, too deep or too large."""
 
 
 _TOKEN = re.compile(r"\\[A-Za-z]+\s*|\\.|[{}$~&\[\]]|[^\\{}$~&\[\]]+|\\", re.DOTALL)
@@ -141,6 +138,7 @@ _DEGREE_MARK = re.compile(r"\^ *\\circ")
 _MAGNITUDES = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.0*)?", re.ASCII)
+_THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _MIXED = re.compile(r"(?<=[0-9]) +(?=[0-9])")
 
 
@@ -160,7 +158,7 @@ def plain_text(text: str) -> str:
         text = render(text)
     text = _MIXED.sub("+", re.sub(r"- *", "-", text)).replace(" ", "")
     text = text.replace("{", "").replace("}", "").lower()
-    return _integer_or_same(text)
+    return _integer_or_same(_THOUSANDS_COMMA.sub("", text))
 
 
 def integer_value(text: str) -> int | None:

@@ -10,11 +10,10 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from alignment_core.verdicts import GradeStatus
+
 FinishReason = Literal["stop", "eos", "length"]
 """Why a completion ended: a stop string, the end-of-text token, or the token limit (truncated)."""
-
-GradeStatus = Literal["ok", "timeout", "error"]
-"""Whether the grader reached a verdict by itself; anything but `ok` scores 0 and is counted."""
 
 
 class Record(BaseModel):
@@ -70,6 +69,8 @@ class GradedResponse(Record):
     status: GradeStatus = "ok"
     suspicious: bool = False
     """The response looks like it plays the gate (several answer blocks, several options …)."""
+    fast_reward: float | None = None
+    """What the fast mode says, where the thorough mode was asked: their difference is a metric."""
     milliseconds: float | None = None
     """Time to the verdict; left out of stored grades, which must not differ from run to run."""
 
@@ -137,6 +138,12 @@ class EvalReport(Record):
     """Nats per response token."""
     n_suspicious: int
     n_timeouts: int
+    n_errors: int = 0
+    """Answers on which a grading child broke; they score 0, as timeouts do."""
+    n_thorough_only: int | None = None
+    """Right in the thorough mode and wrong in the fast one; None where only the fast mode was asked."""
+    n_fast_only: int | None = None
+    """The other way round."""
     response_tokens: int
 
 

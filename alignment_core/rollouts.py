@@ -50,8 +50,8 @@ class Rollout:
 
 
 def grader_for(reward: RewardName | Grader) -> Grader:
-    """The grading function a reward name stands for; a function is returned as it is."""
-    return partial(grade_batch, reward=reward) if isinstance(reward, str) else reward
+    """The grading function a reward name stands for, in a grading child; a function is returned as it is."""
+    return partial(grade_batch, reward=reward, workers=1) if isinstance(reward, str) else reward
 
 
 def draw_problems(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
@@ -196,6 +196,7 @@ def completion_metrics(completions: Sequence[Completion], grades: Sequence[Grade
         "train/truncation_rate": _mean([item.finish_reason == "length" for item in completions]),
         "train/suspicious": float(sum(verdict.suspicious for verdict in grades)),
         "train/timeouts": float(sum(verdict.status == "timeout" for verdict in grades)),
+        "train/grading_errors": float(sum(verdict.status == "error" for verdict in grades)),
         "train/tokens": float(sum(lengths)),
     }
     if correct:

@@ -18,6 +18,7 @@ from alignment_core.config import (
 )
 from alignment_core.config_base import Config, Positive
 from alignment_core.training_config import DPOConfig, GRPOConfig, SFTConfig
+from alignment_core.verdicts import GradingMode
 
 
 class PrepareStage(Config):
@@ -82,7 +83,7 @@ class GradeStage(Config):
     """Verdicts and the evaluation report over completions."""
 
     reward: RewardName = "r1_zero"
-    thorough: bool = False
+    mode: GradingMode = "fast"
     split: Split
 
 

@@ -129,6 +129,28 @@ def report(preset: Preset, overrides: Overrides = None, root: Root = Path("."), 
 
 
 @app.command()
+def grade(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="JSONL files; - is stdin.")],
+    reward: Annotated[str, typer.Option(help="r1_zero, question_only, number or countdown.")] = "r1_zero",
+    mode: Annotated[str, typer.Option(help="fast, or thorough: with math-verify and checks of our own.")] = "fast",
+    workers: Annotated[int, typer.Option(min=0, help="Grading processes; 0 grades in this one.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File that receives the rows with their verdicts.")] = None,
+    response_key: Annotated[str | None, typer.Option(help="Key of the response; default: the usual ones.")] = None,
+    truth_key: Annotated[str | None, typer.Option(help="Key of the ground truth; default: the usual ones.")] = None,
+) -> None:
+    """Grade responses in JSONL files; exit code 1 if any row was malformed and so left out."""
+    from rich.console import Console
+
+    from flows.grading import RESPONSE_KEYS, TRUTH_KEYS, Keys, grade_files, summary_table
+
+    keys = Keys((response_key,) if response_key else RESPONSE_KEYS, (truth_key,) if truth_key else TRUTH_KEYS)
+    options: Any = (reward, mode, workers, keys)
+    tally = _user(lambda: grade_files(files, out, *options), "nothing was written: grade again")
+    Console(highlight=False).print(summary_table(tally, options[1]))
+    raise typer.Exit(int(tally.malformed > 0))
+
+
+@app.command()
 def ui(
     root: Root = Path("."),
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's UI.")] = 4200,
@@ -231,7 +253,7 @@ def artifacts_rebuild_mlflow(root: Root = Path(".")) -> None:
         typer.echo(line)
 
 
-def _user(action: Any) -> Any:
+def _user(action: Any, interrupted: str = "the same command goes on where this one stopped") -> Any:
     """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C and SIGTERM are one line."""
     from alignment_core.interruption import exit_code_of
 
@@ -239,7 +261,7 @@ def _user(action: Any) -> Any:
         return action()
     except BaseException as error:
         if code := exit_code_of(error):
-            typer.echo("alignflow: interrupted; the same command goes on where this one stopped", err=True)
+            typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
             raise typer.Exit(code) from error
         if isinstance(error, ValueError | OSError):
             typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)

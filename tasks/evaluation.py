@@ -61,7 +61,7 @@ def grade(
     label: str,
 ) -> ArtifactRef:
     """Verdicts and the evaluation report over completions."""
-    stage = GradeStage(reward=evaluation.reward, thorough=evaluation.thorough, split=split)
+    stage = GradeStage(reward=evaluation.reward, mode=evaluation.mode, split=split)
     return run_cached(workspace, "grade", stage, {"completions": completions}, label)
 
 

@@ -1,21 +1,20 @@
-"""Answer extraction and equivalence: hand-worked pairs, agreement with real verdicts, hostile input.
+"""Answer extraction and the fast verdict: hand-worked pairs, agreement with real verdicts, hostile input.
 
 Run: pytest tests/test_grading.py
 """
 
 import json
-import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from alignment_core import grading_pool
-from alignment_core.grading import Verdict, boxed_answer, compare, count_options, gold_answers, tagged_answer
+from alignment_core.grading import boxed_answer, compare, count_options, gold_answers, tagged_answer
 from alignment_core.latex_normal import normal_string
-from alignment_core.latex_plain import MAX_NESTING, Unreadable, integer_value, plain_text, render
+from alignment_core.latex_plain import MAX_NESTING, integer_value, plain_text, render
+from alignment_core.numeric import Unreadable
 from alignment_core.symbolic import parse, same_value, symbolically_equal
+from alignment_core.verdicts import Verdict
 
 
 @pytest.mark.parametrize(
@@ -109,6 +108,8 @@ def test_string_test_accepts(answer: str, gold: str) -> None:
         ("ln(4)/2", r"\ln(2)"),
         ("3!/4", "1.5"),
         ("2**3/3", "8/3.0"),
+        ("12,345.60", "12345.6"),
+        ("2469/20000", r"\dfrac{2469}{20,\!000}"),
     ],
 )
 def test_symbolic_test_accepts(answer: str, gold: str) -> None:
@@ -122,6 +123,8 @@ def test_symbolic_test_accepts(answer: str, gold: str) -> None:
         ("", "8"),
         ("  ", "8"),
         ("2/4", "1/2"),  # unreduced
+        ("-5/3.", "-5/3"),
+        ("AB = 3", "3"),  # three characters, the space being one
         ("6.4", "6"),
         (r"\frac{6}{3}", "2"),  # an integer on one side only
         ("(1,2]", "(1,2)"),
@@ -241,47 +244,3 @@ def test_agrees_with_the_published_grader_on_real_answers(shared_data: Path) -> 
     assert len(rows) == 4836
     right = sum(compare(row["extracted_answer"], row["expected_answer"]).correct for row in rows)
     assert right == 4542
-
-
-def test_thorough_verdicts_come_from_a_child_that_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("math_verify", reason="thorough grading needs math-verify: install it to run this test")
-    pool = grading_pool.GradingPool(wall_seconds=1.5)
-    monkeypatch.setattr(grading_pool, "_POOL", pool)
-    handler = signal.getsignal(signal.SIGALRM)
-    outcome: list[Verdict] = []
-
-    def grade() -> None:
-        outcome.append(compare(r"\frac{2}{4}", r"\frac{1}{2}", thorough=True))
-        outcome.append(compare("5", "4", thorough=True))
-        outcome.append(compare("99999999!", "4", thorough=True))
-        outcome.append(compare("\ud800\x00", "4", thorough=True))
-        outcome.append(compare(r"\frac{2}{4}", r"\frac{1}{2}", thorough=True))
-
-    thread = threading.Thread(target=grade)
-    thread.start()
-    thread.join(60)
-    pool.close()
-    assert compare(r"\frac{2}{4}", r"\frac{1}{2}") == Verdict(False)
-    right, wrong, late = Verdict(True, "math_verify"), Verdict(False), Verdict(False, status="timeout")
-    assert outcome == [right, wrong, late, wrong, right]
-    assert signal.getsignal(signal.SIGALRM) is handler
-
-
-def test_thorough_mode_does_not_ask_about_repetitions_or_essays(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def record(answer: str, gold: str) -> tuple[bool, str]:
-        asked.append(answer)
-        return False, "ok"
-
-    monkeypatch.setattr(grading_pool, "math_verify_equal", record)
-    varied = "+".join(f"x_{{{number}}}" for number in range(40))
-    for answer in ("5", varied, "12 " * 50, " ".join(map(str, range(1000))), "4"):
-        compare(answer, "4", thorough=True)
-    assert asked == ["5", varied]
-
-
-def test_thorough_mode_without_math_verify_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="install math-verify"):
-        grading_pool.GradingPool().ask("5", "4")

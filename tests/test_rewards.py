@@ -103,6 +103,21 @@ def test_grades_tell_what_was_extracted_and_which_test_decided() -> None:
     assert all((grade.milliseconds or 0) > 0 for grade in grade_batch(responses, ["8"] * 5, timed=True))
 
 
+def test_the_thorough_mode_tells_what_the_fast_one_says() -> None:
+    pytest.importorskip("math_verify", reason="thorough grading needs math-verify: install it to run this test")
+    answers = ["8", "2/4", "5 m", "7", r"\boxed{8", "(2,1),(1,2)"]
+    golds = ["8", "1/2", r"5\text{ cm}", "8", "8", "(1,2),(2,1)"]
+    responses = [f" r </think> <answer> {answer} </answer>" for answer in answers]
+    grades = grade_batch(["8", *responses], ["8", *golds], mode="thorough")
+    assert [(grade.fast_reward, grade.reward) for grade in grades] == [
+        (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 1.0),
+    ]  # fmt: skip
+    assert [grade.reward for grade in grade_batch(["8", *responses], ["8", *golds])] == [
+        grade.fast_reward for grade in grades
+    ]
+    assert grades[2].method == "forms"
+
+
 def test_extracted_text_can_be_stored() -> None:
     response = " </think> <answer>" + "\ud800" + "7" * 5000 + "</answer>"
     (grade,) = grade_batch([response], ["7"])
@@ -129,6 +144,68 @@ def test_suspicious_tags(response: str, suspicious: bool) -> None:
     assert grade_batch([response], ["3"])[0].suspicious is suspicious
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "reward", "suspicious"),
+    [
+        ("<answer> 7 </answer> <answer> 8 </answer>", "8", 1.0, True),
+        ("<answer> 8 </answer> <answer> 7 </answer>", "8", 0.0, True),
+        ("<answer> 7 </answer> 8", "78", 1.0, True),
+        ("<answer> 8 </answer> 8", "8", 0.0, True),
+        (r"<answer> 7 or 9, so \boxed{8} </answer>", "8", 1.0, False),
+        (r"<answer> \boxed{7} or \boxed{8} </answer>", "8", 1.0, True),
+        (r"<answer> \boxed{8} or \boxed{7} </answer>", "8", 0.0, True),
+        (r"<answer> 8\text{ or 9} </answer>", "8", 1.0, True),
+        ("<answer> 8 or 9 </answer>", "8", 0.0, True),
+        ("<answer> 8, 9 </answer>", "8", 0.0, True),
+        ("<answer> 8 and 9 </answer>", "9", 0.0, True),
+        ("<answer> 48, 24, 72 </answer>", "72", 0.0, True),
+        ("<answer> 48 + 24 </answer>", "72", 0.0, False),
+        ("<answer> </answer>", "8", 0.0, False),
+        ("<answer>  </answer>", "", 0.0, False),
+        (r"<answer> \boxed{} </answer>", "8", 0.0, False),
+        (r"<answer> \text{} </answer>", "8", 0.0, False),
+        ("<answer> 8 <answer> </answer>", "8", 0.0, True),
+    ],
+)
+def test_what_the_strict_gate_accepts_of_tricks(answer: str, gold: str, reward: float, suspicious: bool) -> None:
+    (grade,) = grade_batch([f" r </think> {answer}"], [gold])
+    assert (grade.format_reward, grade.reward, grade.suspicious) == (1.0, reward, suspicious)
+
+
+def test_an_answer_inside_the_thinking_counts_where_nothing_comes_later_and_is_flagged() -> None:
+    early = "I think </think> <answer> 8 </answer>"
+    (grade,) = grade_batch([f"<answer> 7 {early}"], ["8"])
+    assert (grade.reward, grade.suspicious) == (1.0, True)
+    (unformatted,) = grade_batch(["<answer> 8 </answer> </think>"], ["8"])
+    assert (unformatted.format_reward, unformatted.reward) == (0.0, 0.0)
+
+
+GSM8K_FORMS = ["12", "12.", "12.0", "12.00", "$12", r"\$12", "12 apples", "$12.00"]
+
+
+@pytest.mark.parametrize("form", GSM8K_FORMS)
+@pytest.mark.parametrize("gold", ["12", 12, ["11", "12"]])
+def test_gsm8k_forms(form: str, gold: str | int | list[str]) -> None:
+    assert r1_zero_reward_fn(f" r </think> <answer> {form} </answer>", gold)["reward"] == 1.0
+    assert r1_zero_reward_fn(f" r </think> <answer> {form} </answer>", "13")["reward"] == 0.0
+    assert grade_batch([f"It is {form}"], [gold], "number")[0].reward == 1.0
+
+
+@pytest.mark.parametrize("form", ["1,200", "$1,200", "1200", "1,200.00"])
+def test_gsm8k_thousands(form: str) -> None:
+    assert r1_zero_reward_fn(f" r </think> <answer> {form} </answer>", "1200")["reward"] == 1.0
+    assert r1_zero_reward_fn(f" r </think> <answer> {form} </answer>", "1,200")["reward"] == 1.0
+
+
+def test_gsm8k_forms_that_only_the_thorough_verdict_accepts() -> None:
+    pytest.importorskip("math_verify", reason="thorough grading needs math-verify: install it to run this test")
+    forms = ["1,200 apples", "12 eggs", "$12 per day", "12 apples"]
+    golds: list[str | int | float | list[str]] = ["1200", "12", 12, 12.0]
+    responses = [f" r </think> <answer> {form} </answer>" for form in forms]
+    assert [grade.reward for grade in grade_batch(responses, golds, mode="thorough")] == [1.0] * 4
+    assert [grade.reward for grade in grade_batch(responses, golds)] == [0.0] * 4
+
+
 def test_suspicious_boxes_and_gold_lists() -> None:
     def flag(response: str, gold: str) -> bool:
         return grade_batch([response], [gold], reward="question_only")[0].suspicious
@@ -142,6 +219,8 @@ def test_suspicious_boxes_and_gold_lists() -> None:
 def test_misuse_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="give one for each"):
         grade_batch(["a"], [])
+    with pytest.raises(ValueError, match="choose one of fast, thorough"):
+        grade_batch([], [], mode="slow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose one of r1_zero"):
         grade_batch([], [], reward="boxed")  # type: ignore[arg-type]
 
@@ -159,6 +238,12 @@ def test_misuse_is_refused_with_the_remedy() -> None:
         ("-.5", "-.5"),
         ("seventy-two", None),
         ("", None),
+        ("12", "12"),
+        ("12.", "12"),
+        ("12.0", "12.0"),
+        ("$12", "12"),
+        ("1,200", "1200"),
+        ("12 apples", "12"),
     ],
 )
 def test_parse_gsm8k_response(text: str, number: str | None) -> None:

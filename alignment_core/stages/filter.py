@@ -19,7 +19,7 @@ def run(config: FilterStage, inputs: Mapping[str, Path], output: Path, run: RunC
     traces = [problem for problem in read_jsonl(inputs["problems"] / "traces.jsonl", Problem) if problem.trace]
     if not traces:
         raise ValueError("there are no traces to filter: give data.traces, or problems with solutions")
-    grades = grade_batch([t.trace or "" for t in traces], [t.ground_truth for t in traces], config.reward)
+    grades = grade_batch([t.trace or "" for t in traces], [t.ground_truth for t in traces], config.reward, workers=1)
     reasons = [reason(grade) for grade in grades]
     kept = [trace for trace, why in zip(traces, reasons, strict=True) if why == "right"]
     if not kept:

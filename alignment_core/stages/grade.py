@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment_core.evaluation import evaluate, failing_examples
-from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
-from alignment_core.rewards import grade_batch
+from alignment_core.records import Completion, EvalReport, GradedResponse, Problem, read_jsonl, write_jsonl
+from alignment_core.rewards import grade_stream
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import GradeStage
 
@@ -20,14 +20,13 @@ def run(config: GradeStage, inputs: Mapping[str, Path], output: Path, run: RunCo
     asked = read_jsonl(inputs["completions"] / "problems.jsonl", Problem)
     by_id = {problem.id: problem for problem in asked}
     problems = [by_id[item.problem_id] for item in completions]
-    grades = []
-    for start in range(0, len(completions), CHUNK):
-        texts = [item.text for item in completions[start : start + CHUNK]]
-        truths = [problem.ground_truth for problem in problems[start : start + CHUNK]]
-        grades += grade_batch(texts, truths, config.reward, thorough=config.thorough)
-        so_far = sum(grade.reward for grade in grades) / len(grades)
-        run.emit(len(grades), {"grade/accuracy": so_far}, total=len(completions))
-    grades = [grade.model_copy(update={"milliseconds": None}) for grade in grades]
+    rows = ((item.text, problem.ground_truth) for item, problem in zip(completions, problems, strict=True))
+    grades: list[GradedResponse] = []
+    for grade in grade_stream(rows, config.reward, config.mode, workers=1):
+        grades.append(grade)
+        if len(grades) % CHUNK == 0 or len(grades) == len(completions):
+            so_far = sum(grade.reward for grade in grades) / len(grades)
+            run.emit(len(grades), {"grade/accuracy": so_far}, total=len(completions))
     write_jsonl(output / "graded.jsonl", grades)
     with (output / "results.jsonl").open("w", encoding="utf-8") as file:
         for problem, completion, grade in zip(problems, completions, grades, strict=True):
@@ -46,5 +45,14 @@ def run(config: GradeStage, inputs: Mapping[str, Path], output: Path, run: RunCo
     examples = failing_examples(asked, completions, grades, reward=config.reward)
     (output / "summary.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
     (output / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
-    names = ("accuracy", "format_rate", "truncation_rate", "mean_length", "n_suspicious", "n_timeouts")
-    run.emit(len(grades), {f"eval/{config.split}/{name}": float(getattr(report, name)) for name in names})
+    run.emit(len(grades), {f"eval/{config.split}/{name}": value for name, value in _metrics(report).items()})
+
+
+def _metrics(report: EvalReport) -> dict[str, float]:
+    """What curves and tables show of a report; how the two modes differ only where both were asked."""
+    names = ["accuracy", "format_rate", "truncation_rate", "mean_length", "n_suspicious", "n_timeouts", "n_errors"]
+    metrics = {name: float(getattr(report, name)) for name in names}
+    if report.n_thorough_only is not None and report.n_fast_only is not None:
+        metrics["thorough_only_share"] = report.n_thorough_only / report.n
+        metrics["fast_only_share"] = report.n_fast_only / report.n
+    return metrics
