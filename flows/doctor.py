@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from alignment_core.fingerprint import versions_in
 from alignment_core.operation import STAGE_PYTHON
+from alignment_core.package_versions import versions_in
 from tasks.tracking import tracking_uri
 
 GPU_EXTRA = "`python3 -m flows.bootstrap install gpu` installs it"
