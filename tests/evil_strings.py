@@ -8,33 +8,41 @@ import ast
 import importlib
 import inspect
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from re import _constants as op
 from re import _parser
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from alignment_core.fingerprint import fingerprint
 
 UNBOUNDED = 30
 """Repetitions that may go on for so long count as endless."""
 ALPHABET = "a1 \\{}()[].,-+^x%$/=|&;:'\"<>_Aé\n\x00"
 NO_JUDGES = {"alignment_core.traces", "alignment_core.config", "alignment_core.records"}
 """Imported along with the grader, but no verdict passes through them."""
+FAST = (
+    "grading:compare",
+    "readings:READERS",
+    "answer_parsers:parse_gsm8k_response",
+    "answer_parsers:parse_mmlu_response",
+)
+THOROUGH = ("thorough:compare_thoroughly",)
+"""Where verdicts begin; those of the thorough mode are made in children under limits."""
 CALLS = {"compile", "sub", "subn", "fullmatch", "match", "search", "findall", "finditer", "split"}
 
 
-def grading_rooms() -> list[ModuleType]:
-    """The modules of the core that a verdict can pass through, as the grader imports them."""
-    importlib.import_module("alignment_core.rewards")
-    importlib.import_module("alignment_core.grading_pool")
-    rooms = {name: module for name, module in sorted(sys.modules.items()) if name.startswith("alignment_core.")}
-    return [module for name, module in rooms.items() if name not in NO_JUDGES]
+def grading_rooms(entries: Sequence[str] = FAST) -> list[ModuleType]:
+    """The modules of the core that a verdict passes through, as far as names lead from where it begins."""
+    reached = (label for entry in entries for label in fingerprint(f"alignment_core.{entry}").definitions)
+    names = {label.rpartition(".")[0] for label in reached} - NO_JUDGES
+    return [importlib.import_module(name) for name in sorted(names)]
 
 
-def expressions() -> dict[str, re.Pattern[str]]:
+def expressions(entries: Sequence[str] = FAST) -> dict[str, re.Pattern[str]]:
     """Every regular expression of the grading rooms by name: compiled constants, and literals in calls of `re`."""
     found: dict[str, re.Pattern[str]] = {}
-    for module in grading_rooms():
+    for module in grading_rooms(entries):
         room = module.__name__.rpartition(".")[2]
         for name, value in vars(module).items():
             for index, pattern in enumerate(_patterns(value)):

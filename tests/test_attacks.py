@@ -22,8 +22,9 @@ from pathlib import Path
 import pytest
 from attack_kit import TAGGED, Attack
 from attacks import CANARY_MODULE, CANARY_VARIABLE, attacks, payloads_for
-from evil_strings import expressions, grading_rooms, pumps, regex_calls
+from evil_strings import FAST, THOROUGH, expressions, grading_rooms, pumps, regex_calls
 
+from alignment_core.grading import MAX_SYMBOLIC
 from alignment_core.records import GradedResponse
 from alignment_core.rewards import grade_batch, question_only_reward_fn, r1_zero_reward_fn
 from alignment_core.verdicts import GradingMode
@@ -265,7 +266,7 @@ def seconds_of(pattern: re.Pattern[str], use: str, text: str) -> float:
 def test_every_regular_expression_of_the_grader_is_attacked() -> None:
     """None hides in a function: what is not a literal at its call is a constant of the module."""
     assert len(expressions()) >= 20
-    for module in grading_rooms():
+    for module in grading_rooms((*FAST, *THOROUGH)):
         hidden = {
             call.lineno
             for call in regex_calls(module)
@@ -277,8 +278,21 @@ def test_every_regular_expression_of_the_grader_is_attacked() -> None:
 
 @pytest.mark.parametrize("name", sorted(expressions()))
 def test_no_regular_expression_backtracks_more_than_its_text_allows(name: str) -> None:
+    require_tame(name, expressions()[name])
+
+
+@pytest.mark.slow
+def test_the_regular_expressions_of_the_thorough_mode_are_quick_on_all_it_reads() -> None:
+    """It reads no longer answers; half the processor time that a child may take for one."""
+    known = expressions()
+    for name, pattern in expressions(THOROUGH).items():
+        for pump in pumps(pattern) if name not in known else ():
+            for use in uses(name):
+                assert seconds_of(pattern, use, pump.text(MAX_SYMBOLIC)) < 0.5, (name, use, pump)
+
+
+def require_tame(name: str, pattern: re.Pattern[str]) -> None:
     """Ten times the text may take some thirty times as long, not a hundred; what is too short to tell passes."""
-    pattern = expressions()[name]
     longest = next((limit for text, limit in SHORT.items() if pattern.pattern.startswith(text)), 10_000)
     wild = []
     for pump in pumps(pattern):
@@ -286,7 +300,7 @@ def test_no_regular_expression_backtracks_more_than_its_text_allows(name: str) -
             long = seconds_of(pattern, use, pump.text(longest))
             if long > 0.03 and long > 30 * min(seconds_of(pattern, use, pump.text(longest // 10)) for _ in range(3)):
                 wild.append((use, pump, long))
-    assert wild == []
+    assert wild == [], name
 
 
 def test_the_evil_strings_are_evil() -> None:
