@@ -130,8 +130,8 @@ class VllmConfig(Config):
     enforce_eager: bool = False
     """Neither compile nor record CUDA graphs: starts faster, decodes slower."""
     sync_tolerance: Rate | None = None
-    """Largest mean difference (nats per token) between engine and trainer after a weight sync; None means 0.001 in
-    float32 and 0.05 in bfloat16."""
+    """Largest mean difference of log-probs (nats per token) between engine and trainer after a weight sync; None means
+    0.001 in float32, and in bfloat16 six times the trainer's own rounding."""
 
     def key_settings(self) -> dict[str, Any]:
         """What can change a completion."""

@@ -20,8 +20,11 @@ from alignment_core.vllm_engine import Engine, import_vllm
 
 PROBE_TEXT = "Tom has 17 apples and buys 25 more. 17 + 25 = 42, so he has 42 apples. <answer> 42 </answer>"
 PROBE_TOKENS = 64
-TOLERANCE: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Mean absolute difference, nats per token, that rounding alone stays below."""
+EXACT = 1e-3
+"""Mean absolute difference, nats per token, that is allowed in float32."""
+ROUNDINGS = 6.0
+"""In bfloat16, how many times the trainer's own rounding (its bfloat16 against its float32) is allowed: the engine
+rounds at other places, and what lies between its layers too."""
 _numbers = itertools.count()
 
 
@@ -61,21 +64,28 @@ def check_sync(
 ) -> float:
     """Mean absolute difference (nats per token) of a fixed text's log-probs, engine against trainer.
 
-    Raises RuntimeError if it exceeds `tolerance` (None: `TOLERANCE`), or is not finite: then the engine would sample
-    from another policy than the one that trains.
+    Raises RuntimeError if it exceeds `tolerance` (None: what rounding explains), or is not finite: then the engine
+    would sample from another policy than the one that trains.
     """
     ids = probe_ids(tokenizer, engine)
     ours = _trainer_log_probs(model, ids, engine.vocab_size, compute_dtype)
-    gap = sum(abs(a - b) for a, b in zip(ours, _engine_log_probs(engine, ids), strict=True)) / len(ours)
-    allowed = TOLERANCE[compute_dtype] if tolerance is None else tolerance
+    gap = _mean_difference(ours, _engine_log_probs(engine, ids))
+    allowed = tolerance
+    if allowed is None:
+        exact = ours if compute_dtype == "float32" else _trainer_log_probs(model, ids, engine.vocab_size, "float32")
+        allowed = max(EXACT, ROUNDINGS * _mean_difference(ours, exact))
     if not gap <= allowed:
         raise RuntimeError(
             f"after a weight sync vllm's log-probs differ from the trainer's by {gap:.3g} nats per token (allowed: "
-            f"{allowed:g}): it holds other weights than the trainer, or computes {type(model).__name__} otherwise. "
-            "Take sampling.backend transformers; if you know the difference to be rounding, raise "
-            "sampling.vllm.sync_tolerance"
+            f"{allowed:.3g}): it holds other weights than the trainer, or computes {type(model).__name__} otherwise. "
+            "Take sampling.backend transformers; if you know the difference to be rounding, set "
+            "sampling.vllm.sync_tolerance above it"
         )
     return gap
+
+
+def _mean_difference(first: list[float], second: list[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def probe_ids(tokenizer: PreTrainedTokenizerBase, engine: Engine) -> list[int]:

@@ -138,8 +138,9 @@ def test_an_interrupted_call_leaves_nothing_behind():
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    uneven = CONFIG.model_copy(update={"stop": tuple("abcdefghij"), "max_tokens": 60, "batch_size": 64})
     with pytest.raises(KeyboardInterrupt):
-        sampler.sample(requests_of(TEXTS, 8), CONFIG, on_progress=stop)
+        sampler.sample(requests_of(TEXTS, 8), uneven, on_progress=stop)
     assert not sampler.engine.llm.has_unfinished_requests()
     assert ids_in(sampler.sample(requests_of(TEXTS, 4), CONFIG)) == expected
 
@@ -244,16 +245,25 @@ def test_the_probe_finds_a_tied_head_that_kept_its_old_copy(monkeypatch: pytest.
 @pytest.mark.slow
 @on_vllm
 def test_no_prompt_is_answered_from_a_cache_of_old_weights():
-    sampler = vllm_sampler(model_of())
-    long = [PromptRequest("p", n, ids_of("a prompt of several blocks of the cache " * 2), n) for n in range(4)]
-    sampler.sample(long, CONFIG)
-    model = model_of(seed=1)
-    sampler.update_weights(model)
-    after = ids_in(sampler.sample(long, CONFIG))
-    fresh = ids_in(vllm_sampler(model).sample(long, CONFIG))
-    sampler.update_weights(model_of())
-    assert after == fresh
-    assert ids_in(sampler.sample(long, CONFIG)) != after
+    def long_model(seed: int) -> Any:
+        config = model_of().config
+        config.max_position_embeddings = 512
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config).eval()
+
+    old, new = long_model(0), long_model(1)
+    sampler = vllm_sampler(old)
+    prompt = ids_of("several blocks of the cache " * 14)
+    assert len(prompt) > 2 * sampler.engine.llm.vllm_config.cache_config.block_size
+    greedy = CONFIG.model_copy(update={"temperature": 0.0})
+    requests = [PromptRequest("p", n, prompt, n) for n in range(3)]
+    sampler.sample(requests, greedy)
+    sampler.update_weights(new)
+    expected = make_sampler(new, TOKENIZER, greedy).sample(requests, greedy)
+    found = sampler.sample(requests, greedy)
+    assert ids_in(found) == ids_in(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.sampler_log_probs == pytest.approx(other.sampler_log_probs, abs=1e-4)
 
 
 # A run.
