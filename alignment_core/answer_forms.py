@@ -14,10 +14,14 @@ class Expression(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Several answers: `1, 2` (kind "list"), or a set in braces (kind "set"). Order does not count."""
+    """Several answers: `1, 2` (kind "list"), or a set in braces (kind "set"). Order does not count.
+
+    `word` is `and` or `or` where that word, and not the other, joins them.
+    """
 
     items: tuple["Form", ...]
     kind: str
+    word: str = ""
 
 
 class Bracketed(NamedTuple):
@@ -82,5 +86,17 @@ class Clock(NamedTuple):
     minutes: int
     half: str
 
+    @property
+    def hour_of_day(self) -> int:
+        """0 to 24; without a half as it is written."""
+        return self.hours % 12 + 12 * (self.half == "pm") if self.half and self.hours < 13 else self.hours
+
 
 Form = Expression | Listing | Bracketed | Matrix | Equation | Relation | Joined | Words | Numeral | Ratio | Clock
+
+
+def is_name(form: Form) -> bool:
+    """Whether a form names something: words, or a capital letter."""
+    if isinstance(form, Expression):
+        return form.tree[0] == "unknown" and form.tree[1].isupper()
+    return isinstance(form, Words)

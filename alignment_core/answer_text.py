@@ -31,6 +31,10 @@ _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|mathrm|mathbf|mathit|mathsf|mbox|operatorname|textup)\s*\{([^{}]*)\}"
 )
 _ROOT_SIGN = re.compile("\u221a\\s*(?:\\(([^()]*)\\)|([0-9]+|[a-z]))")
+RANGE_SIGN = "\u2013"
+"""What stays between the ends of a range and the parts of a date, where a minus sign would be a subtraction."""
+_RANGE = re.compile(r"(?<=\d)(?:[\u2013\u2014]|\\text *\{ *- *\}|--)(?=\d)")
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?-\d\d?-\d{4}|\d{3}-\d{4}")
 _PHRASE = re.compile(
     r"(?:so |thus |hence |therefore,? )?(?:the )?(?:final |correct )?(?:answer|result|solution|value)"
     r"(?: is| equals|:|=)+",
@@ -47,6 +51,7 @@ def tidy(text: str) -> str:
     ('\\frac{1}{2} cm', '12')
     """
     text = _BOLD.sub(r"\1", text).replace(r"\\", "\x02")  # a row's end, whatever follows
+    text = _RANGE.sub("\x03", text)
     for sign, spelling in _SIGNS.items():
         text = text.replace(sign, spelling)
     text = _ROOT_SIGN.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", text)
@@ -59,6 +64,7 @@ def tidy(text: str) -> str:
     text = text.removeprefix("=").removeprefix(":").strip()
     text = text[:-1].rstrip() if text.endswith((".", ",", ";")) else text
     text = _SPACES.sub(" ", text).replace("\x01", r"\$").replace("\x02", r"\\")
+    text = text.replace("-", RANGE_SIGN) if _DATE.fullmatch(text) else text.replace("\x03", RANGE_SIGN)
     return _GROUPED.sub(lambda match: match[1].replace(" ", ""), _unboxed(text))
 
 
@@ -75,5 +81,5 @@ def _unboxed(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Tidy text without case and without spaces, but for those between digits."""
-    return re.sub(r" (?!\d)|(?<!\d) ", "", text).casefold()
+    """Tidy text without case and without spaces, but for those between digits; every dash is one."""
+    return re.sub(r" (?!\d)|(?<!\d) ", "", text).casefold().replace(RANGE_SIGN, "-")

@@ -22,6 +22,7 @@ from alignment_core.answer_forms import (
     Ratio,
     Relation,
     Words,
+    is_name,
 )
 from alignment_core.latex_expression import DEGREE
 from alignment_core.numeric import Node, Unreadable, close, equal_everywhere, evaluate, sample_points, unknowns
@@ -136,9 +137,17 @@ def _equal_sequences(given: Sequence[Form], wanted: Sequence[Form]) -> bool | No
 
 
 def _equal_listings(given: Listing, wanted: Listing) -> bool | None:
-    """Every item has an equal one on the other side (answers listed twice count once); truth values have an order."""
-    if all(isinstance(item, Words) and item.text in _TRUTH for item in (*given.items, *wanted.items)):
+    """Lists are equal item by item in any order, sets where every item has an equal one on the other side.
+
+    Truth values have an order; names joined by "and" are not the same ones joined by "or".
+    """
+    everything = (*given.items, *wanted.items)
+    if all(isinstance(item, Words) and item.text in _TRUTH for item in everything):
         return _equal_sequences(given.items, wanted.items)
+    if {given.word, wanted.word} == {"and", "or"} and any(map(is_name, everything)):
+        return False
+    if given.kind == wanted.kind == "list":
+        return _paired(given.items, wanted.items)
     sure = True
     for mine, theirs in ((given.items, wanted.items), (wanted.items, given.items)):
         for item in mine:
@@ -148,6 +157,23 @@ def _equal_listings(given: Listing, wanted: Listing) -> bool | None:
                     return False
                 sure = False
     return True if sure else None
+
+
+def _paired(given: Sequence[Form], wanted: Sequence[Form]) -> bool | None:
+    """Whether each item has a partner of its own; greedy, as equality is transitive."""
+    if len(given) != len(wanted):
+        return False
+    alone, left = [], list(wanted)
+    for item in given:
+        partner = next((position for position, other in enumerate(left) if equal_forms(item, other)), None)
+        if partner is None:
+            alone.append(item)
+        else:
+            left.pop(partner)
+    if not alone:
+        return True
+    hopeful = all(any(equal_forms(item, other) is None for other in left) for item in alone)
+    return None if hopeful else False
 
 
 def _equal_brackets(given: Bracketed, wanted: Bracketed) -> bool | None:
@@ -179,7 +205,7 @@ def _equal_equations(given: Equation, wanted: Equation) -> bool | None:
         return True
     trees = [_difference(side) for side in (given, wanted)]
     if trees[0] is None or trees[1] is None:
-        return False if given.label != wanted.label else equal_forms(given.right, wanted.right)
+        return _equal_sides(given, wanted)
     if unknowns(trees[0]) != unknowns(trees[1]):
         return False
     try:
@@ -192,7 +218,40 @@ def _equal_equations(given: Equation, wanted: Equation) -> bool | None:
         return None
     same = all(close(left * second, right * first) for left, right in pairs)
     # Not multiples: surely different where both name the same thing, otherwise another way of writing may hide.
-    return True if same else (False if given.label and given.label == wanted.label else None)
+    if not same and given.label and given.label == wanted.label:
+        return False
+    return same or (False if _divides_away(given, wanted) or _divides_away(wanted, given) else None)
+
+
+def _divides_away(divided: Equation, whole: Equation) -> bool:
+    """Whether a letter below a fraction excludes solutions of the other equation: y = 0 in x/y = 1 for x = y."""
+    trees = [_difference(divided), _difference(whole)]
+    if divided.label or trees[0] is None or trees[1] is None:
+        return False
+    for letter in _divisors(trees[0]) - _divisors(trees[1]):
+        try:
+            points = sample_points((trees[0], trees[1]), derive_seed("divided", repr(trees[1])))
+            values = [evaluate(trees[1], {**point, letter: Fraction(0)}) for point in points]
+        except Unreadable:
+            continue
+        if values[0] == 0 or not all(close(values[0], value) for value in values):
+            return True
+    return False
+
+
+def _divisors(tree: Node) -> set[str]:
+    """The letters that divide something as they stand."""
+    found = {tree[2][1]} if tree[0] == "/" and tree[2][0] == "unknown" else set()
+    return found.union(*(_divisors(part) for part in tree[1:] if isinstance(part, tuple)))
+
+
+def _equal_sides(given: Equation, wanted: Equation) -> bool | None:
+    """Equations that are no expressions throughout: side by side, or crosswise."""
+    for left, right in ((wanted.left, wanted.right), (wanted.right, wanted.left)):
+        if equal_forms(given.left, left):
+            return equal_forms(given.right, right)
+    worded = any(isinstance(side, Words) for side in (given.left, wanted.left))
+    return False if worded or given.label != wanted.label else None
 
 
 def _difference(equation: Equation) -> Node | None:
@@ -223,14 +282,11 @@ def _equal_ratios(given: Ratio, wanted: Ratio) -> bool | None:
 
 
 def _equal_clocks(given: Clock, wanted: Clock) -> bool:
-    """17:30 is 5:30 pm; the half of the day may be left out on one side."""
+    """17:30 is 5:30 pm; the half of the day may be left out on one side, but 12:30 is not 0:30."""
     same = (given.hours, given.minutes) == (wanted.hours, wanted.minutes)
     if same and not (given.half and wanted.half):
         return True
-    return [given.hours % 12 + 12 * (given.half == "pm" or given.hours > 12), given.minutes] == [
-        wanted.hours % 12 + 12 * (wanted.half == "pm" or wanted.hours > 12),
-        wanted.minutes,
-    ]
+    return (given.hour_of_day, given.minutes) == (wanted.hour_of_day, wanted.minutes)
 
 
 def _equal_words(given: Words, wanted: Words) -> bool | None:
@@ -254,6 +310,11 @@ _SAME: dict[type, Any] = {
 }
 
 
+def _is_quotient(tree: Node) -> bool:
+    """Whether a ratio may be meant: 3/4 or 0.75, not the root of 3 nor 3."""
+    return tree[0] == "/" or (tree[0] == "number" and tree[1].denominator > 1)
+
+
 def _as_region(form: Form) -> Region | None:
     return region(form) if isinstance(form, Relation | Joined | Bracketed) else None
 
@@ -275,7 +336,7 @@ def _different_kinds(given: Form, wanted: Form) -> bool | None:
     if kinds == {Ratio, Expression}:
         ratio, plain = (given, wanted) if isinstance(given, Ratio) else (wanted, given)
         if isinstance(ratio, Ratio) and isinstance(plain, Expression) and len(ratio.terms) == 2 and plain.unit is None:
-            return _equal_trees(("/", *ratio.terms), plain.tree)
+            return _equal_trees(("/", *ratio.terms), plain.tree) if _is_quotient(plain.tree) else False
     if kinds == {Matrix, Bracketed}:
         return _equal_vectors(*((given, wanted) if isinstance(given, Matrix) else (wanted, given)))
     if kinds & {Words, Numeral, Clock, Joined} or kinds == {Equation, Relation}:

@@ -36,8 +36,8 @@ _AND = re.compile(r",? and |,(?= )")
 _RELATION_SIGN = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|[<>]")
 _SIGN_NAMES = {"\\le": "<=", "\\ge": ">=", "\\ne": "!="}
 _ENVIRONMENT = re.compile(
-    r"(?P<factor>[^&]*?)\\begin *\{(?:[pb]?matrix|smallmatrix|array)\} *(?:\{[clr| ]*\})?"
-    r"(?P<body>.*?)\\end *\{[a-z]+\}",
+    r"(?P<factor>[^&]*?)\\begin ?\{(?:[pb]?matrix|smallmatrix|array)\} ?(?:\{[clr| ]*\})?"
+    r"(?P<body>.*?)\\end ?\{[a-z]+\}",
     re.DOTALL,
 )
 _LABEL = re.compile(
@@ -46,8 +46,10 @@ _LABEL = re.compile(
 _NUMERAL = re.compile(r"([0-9A-Za-z ]+?) ?_ ?(?:\{ ?(\d{1,2}) ?\}|(\d{1,2}))")
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d) ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 _COMPOUND = re.compile(r"(\d+) ?([A-Za-z]+),? (?:and )?(\d+(?:\.\d+)?) ?([A-Za-z]+)")
+_LENGTH = re.compile(r"(?:(\d+)' ?)?(\d+(?:\.\d+)?)''")
 _CHOICE = re.compile(r"\(? ?([A-Z]) ?\)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'’.-]*(?: [A-Za-z'’.-]+)*")
+_PRIMED = re.compile(r"[A-Za-z]{1,2}['’]+")
 _ARTICLES = re.compile(r"(?<![a-z])(?:the|an?) ")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|textbf)")
 _UNIT_TAIL = re.compile(r"(?<=[\d)}. ])(?:[A-Za-z(%\u00a2]|\\[%$]|\^ ?\\circ)")
@@ -120,6 +122,10 @@ def _simple(text: str, depth: int) -> Form | None:
     choice = _CHOICE.fullmatch(text)
     if choice:
         return Expression(("unknown", choice[1]))
+    length = _LENGTH.fullmatch(text)
+    if length:
+        inches = 12 * Fraction(length[1] or 0) + Fraction(length[2])
+        return Expression(("number", inches), read_unit("inch"))
     compound = _COMPOUND.fullmatch(text)
     if compound:
         return _compound(*compound.groups())
@@ -229,11 +235,12 @@ def _matrix(text: str, depth: int) -> Form | None:
 def _listed(text: str, depth: int) -> Form | None:
     r"""Answers side by side, and `\pm` as two."""
     flat = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    parts = [part for part in _split(flat, _CONNECTIVE)]
+    parts = _split(flat, _CONNECTIVE)
     if len(parts) > 1:
         if any(not part.strip() for part in parts):
             parts = [part for part in parts if part.strip()]
-        return Listing(tuple(_form(part, depth) for part in parts), "list")
+        words = set(re.findall(r"\b(?:and|or)\b", flat))
+        return Listing(_flat(parts, depth), "list", words.pop() if len(words) == 1 else "")
     if text.count("\\pm") == 1:
         head, _, tail = text.partition("\\pm")
         return Listing((_amount(f"{head}+{tail}"), _amount(f"{head}-{tail}")), "list")
@@ -268,16 +275,21 @@ def _item(text: str, depth: int) -> Form:
 def _set(text: str, depth: int) -> Listing:
     if re.search(r"\\mid|:|\|", text):
         raise Unreadable("a set by its property")
+    return Listing(_flat(_split(text, re.compile("[,;]")), depth), "set")
+
+
+def _flat(parts: list[str], depth: int) -> tuple[Form, ...]:
+    r"""The forms of the parts; one that is two answers (`\pm 3`) counts as two."""
     items: list[Form] = []
-    for part in _split(text, re.compile("[,;]")):
+    for part in parts:
         form = _form(part, depth)
         items.extend(form.items if isinstance(form, Listing) and form.kind == "list" else [form])
-    return Listing(tuple(items), "set")
+    return tuple(items)
 
 
 def _words(text: str, worded: bool) -> Words | Expression | None:
     """Plain words; number words are numbers. A short run of letters that no text command marks is a product."""
-    if not _WORDS.fullmatch(text):
+    if not _WORDS.fullmatch(text) or _is_difference(text, worded) or _PRIMED.fullmatch(text):
         return None
     plain = text.casefold()
     tens, _, ones = plain.partition("-")
@@ -288,6 +300,12 @@ def _words(text: str, worded: bool) -> Words | Expression | None:
     if len(text) == 1 or (len(text) <= 2 and text.islower() and not worded) or text in {"pi"}:
         return None
     return Words(re.sub(r"[.’']", "", _ARTICLES.sub("", plain)).strip())
+
+
+def _is_difference(text: str, worded: bool) -> bool:
+    """Whether letters stand around a minus sign (`x-y`, `an - a`), where words would have a hyphen (`x-axis`)."""
+    terms = text.split("-")
+    return len(terms) > 1 and max(len(term.strip()) for term in terms) <= (1 if worded else 2)
 
 
 def _amount(text: str) -> Expression:
@@ -324,6 +342,9 @@ def _with_unit(number: str, unit: str, spaced: bool) -> Expression | None:
         if first.casefold() in _MAGNITUDES:
             scaled = ("*", tree, ("number", Fraction(_MAGNITUDES[first.casefold()])))
             return Expression(scaled, read_unit(rest) if rest else None)
-        return Expression(tree, read_unit(unit))
+        measure = read_unit(unit)
+        if not spaced and all(len(base) < 4 for base, _ in measure.powers):  # 2xy: units we know have longer bases
+            return None
+        return Expression(tree, measure)
     except Unreadable:
         return None

@@ -3,8 +3,9 @@
 Each child answers under limits of time, processor time and memory for every single question
 (`alignment_core.grading_child`). One that exceeds a limit dies by it, its question scores 0 with status
 `timeout` or `error`, and a new child goes on with the rest of the chunk. A child answers in order and at once, so
-the first question without a verdict is always the guilty one. The parent forks nothing, sets no signal and no
-timer, keeps no answers, and may ask from any thread.
+the first question without a verdict is always the guilty one. A thorough child takes seconds to start, so copies that
+it forks of itself answer and die in its place. The parent forks nothing, sets no signal and no timer, keeps no
+answers, and may ask from any thread.
 """
 
 import atexit
@@ -16,13 +17,13 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from alignment_core.grading_child import FRUITLESS
 from alignment_core.grading_process import MODULE, Gone, GradingProcess, Late, Limits
 from alignment_core.verdicts import GradeStatus, GradingMode, Question, Verdict
 
 CHUNK = 128
 """Most questions sent to a child at once."""
-FRUITLESS = 2
-"""How many children may die over a chunk before they begin a question; after that its first question is blamed."""
+_CLOSED = "the grading pool was closed before the verdict was there: grade again"
 
 
 class Batch:
@@ -115,7 +116,7 @@ class GradingPool:
             _OPEN.discard(self)
             for driver in self._drivers:
                 driver.stop()
-            failure = RuntimeError("the grading pool was closed before the verdict was there: grade again")
+            failure = RuntimeError(_CLOSED)
             with contextlib.suppress(queue.Empty):
                 while True:
                     work = self._work.get_nowait()
@@ -193,9 +194,11 @@ class _Driver(threading.Thread):
 
     def run(self) -> None:
         """Answer chunks until stopped."""
-        while (work := self._work.get()) is not None and not self._stopped:
+        while (work := self._work.get()) is not None:
             batch, indices = work
             try:
+                if self._stopped:  # closed after this chunk was taken: its asker must hear of it
+                    raise RuntimeError(_CLOSED)
                 self._answer(batch, list(indices))
             except (RuntimeError, OSError, ValueError) as failure:
                 batch.fail(failure)
@@ -248,7 +251,7 @@ class _Driver(threading.Thread):
         with self._lock:
             self._discard()
             if self._stopped:
-                raise RuntimeError("the grading pool was closed before the verdict was there: grade again")
+                raise RuntimeError(_CLOSED)
             self._child = GradingProcess(self._mode, self._limits)
             return self._child
 

@@ -14,30 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_core import grading_child
-from alignment_core.grading_child import MARK
+from alignment_core.grading_child import LATE_SIGNALS, MARK, NOTHING_BEGUN, RESIDENT_BYTES
 from alignment_core.verdicts import GradingMode, Question, Verdict
 
 MODULE = grading_child.main.__module__
-GRACE_SECONDS = 0.25
+GRACE_SECONDS = 0.5
 """How much later than the child's own timers the parent gives up on a verdict."""
 START_SECONDS = 120.0
 """Limit for starting a child and for what it imports."""
 SEND_SECONDS = 10.0
 """Limit for an idle child to take a chunk."""
-NOTHING_BEGUN = -1
-_LATE_SIGNALS = {-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one question may cost, and when a child is replaced."""
+    """What one question may cost, and when a child is replaced.
 
-    wall_seconds: float = 1.5
+    Wall time and the parent's grace together stay below 2 s, which is what a caller may wait for a verdict.
+    """
+
+    wall_seconds: float = 1.2
     cpu_seconds: float = 1.0
     memory_bytes: int = 2 * 2**30
     """Address space of a child."""
-    resident_bytes: int = 768 * 2**20
-    """A child whose resident memory has grown beyond this gives way to a new one after its question."""
+    resident_bytes: int = RESIDENT_BYTES
+    """A process whose resident memory has grown beyond this gives way to a new one after its question."""
 
 
 class Late(Exception):
@@ -61,13 +62,20 @@ class GradingProcess:
         search_path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         self._mark = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._mark.truncate(MARK.size)
-        settings = [limits.wall_seconds, limits.cpu_seconds, limits.memory_bytes, self._mark.fileno()]
+        settings = [
+            limits.wall_seconds,
+            limits.cpu_seconds,
+            limits.memory_bytes,
+            self._mark.fileno(),
+            limits.resident_bytes,
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE, mode, *map(str, settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            process_group=0,  # a thorough child has copies of itself, which end with it
             pass_fds=[self._mark.fileno()],
             env={**os.environ, "PYTHONPATH": search_path},
         )
@@ -118,7 +126,10 @@ class GradingProcess:
         return 1000 * (time.monotonic() - self._asked)
 
     def kill(self) -> None:
-        """End the child and free its pipes; harmless if it is dead."""
+        """End the child and its copies; harmless if it is dead."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may be dying, or not yet lead a group
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
 
@@ -144,7 +155,7 @@ class GradingProcess:
     def _death(self) -> Late | Gone:
         """How the child ended: by a timer's signal, or otherwise."""
         self._process.wait()
-        return Late() if self._process.returncode in _LATE_SIGNALS else Gone()
+        return Late() if self._process.returncode in {-number for number in LATE_SIGNALS} else Gone()
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:

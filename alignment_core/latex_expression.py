@@ -11,7 +11,8 @@ import re
 from fractions import Fraction
 
 from alignment_core.latex_plain import MAX_NESTING
-from alignment_core.numeric import Node, Unreadable
+from alignment_core.numeric import Node, Unreadable, evaluate, unknowns
+from alignment_core.seeding import derive_seed
 
 MAX_LEXEMES = 400
 
@@ -31,6 +32,12 @@ _GREEK = {
 _CONSTANTS = {"e": ("e",), "i": ("i",), "pi": ("pi",)}
 _MIXED = re.compile(r"(?<![\w.}^)])(\d+) *\\frac *(?:\{(\d+)\} *\{(\d+)\}|(\d)(\d))(?!\w)")
 _MIXED_SLASH = re.compile(r"(?<![\w.}^)/])(\d+) +(\d+) */ *(\d+)(?![\w.])")
+_DERIVATIVE = re.compile(
+    r"\\frac *\{ *d *([A-Za-z]?) *\} *\{ *d *([A-Za-z]) *\}|(?<![A-Za-z\\])d([A-Za-z]?) ?/ ?d([A-Za-z])(?![A-Za-z])"
+)
+_APPLIED = {"f", "g"}
+"""Letters before a parenthesis that are functions, and not factors."""
+_LARGEST_ARGUMENT = 10**200
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\overline *\{(\d+)\}")
 DEGREE: Node = ("/", ("pi",), ("number", Fraction(180)))
 
@@ -40,6 +47,7 @@ def read_expression(text: str) -> Node:
     text = _MIXED.sub(_mixed, text)
     text = _MIXED_SLASH.sub(r"(\1+\2/\3)", text)
     text = _REPEATING.sub(_repeating, text)
+    text = _DERIVATIVE.sub(lambda match: f"d_{{{match[1] or match[3]}/{match[2] or match[4]}}}", text)
     lexemes = _lexemes(text)
     if len(lexemes) > MAX_LEXEMES:
         raise Unreadable("expression too long")
@@ -165,7 +173,15 @@ class _Reader:
                 self.take()
                 node = ("*", node, DEGREE)
             else:
-                node = ("^", node, self.argument(depth + 1, signed=True))
+                node = ("^", node, self.tower(depth + 1))
+        return node
+
+    def tower(self, depth: int) -> Node:
+        """An exponent; one that has an exponent itself comes first: 2^3^2 is 2^9."""
+        node = self.argument(depth, signed=True)
+        if self.peek() == "^" and self.lexemes[self.position + 1 : self.position + 2] != ["\\circ"]:
+            self.take()
+            node = ("^", node, self.tower(depth + 1))
         return node
 
     def primary(self, depth: int) -> Node:
@@ -183,11 +199,22 @@ class _Reader:
             return ("abs", node)
         if lexeme[:1] and lexeme[0] in "0123456789.":
             return ("number", Fraction(lexeme.replace(",", "")))
+        if lexeme in _APPLIED and self.peek() == "(":
+            return self.application(lexeme, depth)
         if lexeme.isalpha():
             return _CONSTANTS.get(lexeme) or ("unknown", self.subscripted(lexeme))
         if lexeme[:1] == "\\":
             return self.command(lexeme[1:], depth)
         raise Unreadable("an operand is missing")
+
+    def application(self, name: str, depth: int) -> Node:
+        """`f(x+1)` as an unknown of its own, named by the argument's value at a point drawn from its letters."""
+        argument = self.primary(depth + 1)
+        point = {letter: Fraction(derive_seed("application", letter) % 9973 + 1, 997) for letter in unknowns(argument)}
+        value = evaluate(argument, point)
+        if not isinstance(value, Fraction) and abs(value) > _LARGEST_ARGUMENT:
+            raise Unreadable("argument too large")
+        return ("unknown", f"{name}({value if isinstance(value, Fraction) else f'{complex(value):.12g}'})")
 
     def subscripted(self, name: str) -> str:
         """A letter with the subscript that may follow; `x1` is x_1."""

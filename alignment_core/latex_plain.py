@@ -1,7 +1,9 @@
 r"""LaTeX answers as plain text, for the symbolic test: `\frac{1}{2}` -> `1/2`, `\sqrt3` -> `sqrt(3)`.
 
-A small renderer of our own: one pass over tokens, nesting bounded, unknown commands dropped and their arguments
-kept. Everything that cannot be rendered raises `Unreadable`, which the caller takes as "not equal".
+A small renderer of our own: one pass over tokens, nesting bounded. Symbols become their Unicode characters and an
+accent a combining mark. A command that is not in the tables (`\operatorname`, `\mathbb`, rare symbols) is dropped and
+its arguments are kept, so answers that differ in nothing else are equal. Everything that cannot be rendered raises
+`Unreadable`, which the caller takes as "not equal".
 """
 
 import re
@@ -27,7 +29,36 @@ _NAMES = dict(zip(_GREEK.split(" "), map(chr, range(0x3B1, 0x3CA)), strict=True)
     "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "arcsin": "arcsin",
     "arccos": "arccos", "arctan": "arctan", "log": "log", "ln": "ln", "exp": "exp", "gcd": "gcd", "max": "max",
     "min": "min", "quad": " ", "qquad": " ", "mid": "|",
+    # Logic and sets
+    "land": "∧", "wedge": "∧", "lor": "∨", "vee": "∨", "neg": "¬", "lnot": "¬", "forall": "∀", "exists": "∃",
+    "nexists": "∄", "top": "⊤", "bot": "⊥", "subset": "⊂", "supset": "⊃", "subseteq": "⊆", "supseteq": "⊇",
+    "subsetneq": "⊊", "supsetneq": "⊋", "notin": "∉", "ni": "∋", "setminus": "∖", "sqcup": "⊔", "sqcap": "⊓",
+    "bigcup": "⋃", "bigcap": "⋂", "aleph": "ℵ", "complement": "∁",
+    # Relations and arrows
+    "equiv": "≡", "cong": "≅", "sim": "∼", "simeq": "≃", "propto": "∝", "ll": "≪", "gg": "≫", "leqslant": "⩽",
+    "geqslant": "⩾", "lt": "<", "gt": ">", "prec": "≺", "succ": "≻", "parallel": "∥", "nparallel": "∦",
+    "perp": "⟂", "nmid": "∤", "vdash": "⊢", "models": "⊨", "rightarrow": "→", "leftarrow": "←",
+    "gets": "←", "leftrightarrow": "↔", "Rightarrow": "⇒", "implies": "⟹", "Leftarrow": "⇐", "impliedby": "⟸",
+    "Leftrightarrow": "⇔", "iff": "⟺", "mapsto": "↦", "longrightarrow": "⟶", "longleftarrow": "⟵",
+    "Longrightarrow": "⟹", "Longleftarrow": "⟸", "Longleftrightarrow": "⟺", "uparrow": "↑", "downarrow": "↓",
+    # Operators and signs
+    "sum": "∑", "prod": "∏", "int": "∫", "iint": "∬", "oint": "∮", "nabla": "∇", "partial": "∂", "oplus": "⊕",
+    "ominus": "⊖", "otimes": "⊗", "odot": "⊙", "ast": "∗", "star": "⋆", "bullet": "∙", "dagger": "†",
+    "prime": "′", "hbar": "ℏ", "ell": "ℓ", "Re": "ℜ", "Im": "ℑ", "triangle": "△", "square": "□", "vdots": "⋮",
+    "ddots": "⋱", "langle": "⟨", "rangle": "⟩", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "‖", "lVert": "‖",
+    "rVert": "‖", "backslash": "\\", "choose": " choose ", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh",
+    "lim": "lim", "det": "det", "dim": "dim", "ker": "ker", "arg": "arg", "sup": "sup",
+    "inf": "infimum",
+    # Greek capitals; the verdict ignores case, so they equal their small letters
+    "Gamma": "Γ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Upsilon": "Υ", "Phi": "Φ",
+    "Psi": "Ψ",
 }  # fmt: skip
+_ACCENTS = {
+    "bar": 0x304, "overline": 0x305, "hat": 0x302, "widehat": 0x302, "tilde": 0x303, "widetilde": 0x303,
+    "vec": 0x20D7, "overrightarrow": 0x20D7, "dot": 0x307, "ddot": 0x308, "acute": 0x301, "grave": 0x300,
+    "check": 0x30C, "breve": 0x306, "mathring": 0x30A,
+}  # fmt: skip
+"""Combining characters, which follow every character that their accent covers."""
 _DISCARDED = {"mbox", "label"}
 _MATRICES = {"pmatrix", "bmatrix", "vmatrix", "matrix", "array", "smallmatrix"}
 
@@ -69,7 +100,7 @@ class _Renderer:
         if token == "~":
             return " "
         if token.startswith("\\"):
-            return self.command(token[1:].rstrip(), depth)
+            return self.command(token[1:].rstrip() or token[1:], depth)
         return token
 
     def command(self, name: str, depth: int) -> str:
@@ -85,7 +116,10 @@ class _Renderer:
         if name in {"end", *_DISCARDED}:
             self.argument(depth)
             return ""
-        if name in {",", ";", ":", " "}:
+        if name in _ACCENTS:
+            mark = chr(_ACCENTS[name])
+            return "".join(char if char.isspace() else char + mark for char in self.argument(depth))
+        if name in {",", ";", ":"} or name.isspace():
             return " "
         if name == "\\":
             return "\n"

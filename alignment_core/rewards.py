@@ -10,7 +10,7 @@ Numbers and countdown expressions are compared exactly, whatever the mode.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import get_args
@@ -22,8 +22,9 @@ from alignment_core.grading import compare
 from alignment_core.grading_pool import CHUNK, Batch, GradingPool, shared_pool
 from alignment_core.readings import READERS, Reader, Reading
 from alignment_core.records import GradedResponse
-from alignment_core.verdicts import GradingMode, GroundTruth, Verdict
+from alignment_core.verdicts import GradingMode, GroundTruth, Verdict, plain_truth
 
+Row = tuple[str, GroundTruth]
 MAX_STORED = 1_000
 """Characters of the extracted answer kept in a record."""
 
@@ -66,21 +67,55 @@ def submit_batch(
 
     Answers are extracted here, by linear scans, and compared in `workers` child processes under limits of time and
     memory. With 0 workers the fast mode compares in this process, which is bounded too; the thorough mode then takes
-    one child. `timed` fills in `milliseconds`. Raises ValueError for an unknown reward or mode or lists of different
-    lengths, ImportError for the thorough mode without math-verify.
+    one child. `timed` fills in `milliseconds`. Of a list of gold answers the first `MAX_GOLDS` (1,000) count.
+
+    Raises, before anything is graded: ValueError for an unknown reward or mode, workers below 0, lists of different
+    lengths or an empty list of golds; TypeError, naming the row, for what is no text or gold answer; ImportError for
+    the thorough mode without math-verify.
     """
+    return _submit(responses, ground_truths, reward, mode, workers, timed)
+
+
+def _submit(
+    responses: Sequence[str],
+    ground_truths: Sequence[GroundTruth],
+    reward: RewardName,
+    mode: GradingMode,
+    workers: int,
+    timed: bool,
+    first: int = 0,
+) -> "GradesUnderWay":
+    """`submit_batch` for rows that are numbered from `first` on."""
     if reward not in READERS:
         raise ValueError(f"no reward {reward!r}: choose one of {', '.join(READERS)}")
     if mode not in get_args(GradingMode):
         raise ValueError(f"no mode {mode!r}: choose one of {', '.join(get_args(GradingMode))}")
-    if len(responses) != len(ground_truths):
-        raise ValueError(f"{len(responses)} responses but {len(ground_truths)} ground truths: give one for each")
+    if not isinstance(workers, int) or workers < 0:
+        raise ValueError(f"workers is {workers!r}: give 0 to grade in this process, or a number of children")
+    pairs = _pairs(responses, ground_truths, first)
     pool = shared_pool(max(workers, 1), mode) if workers or mode == "thorough" else None
     under_way = GradesUnderWay(pool, mode, timed)
-    pairs = list(zip(responses, ground_truths, strict=True))
     for start in range(0, len(pairs), CHUNK):  # the first answers are compared while later ones are read
         under_way.add(READERS[reward], pairs[start : start + CHUNK])
     return under_way
+
+
+def _pairs(responses: Sequence[str], ground_truths: Sequence[GroundTruth], first: int) -> list[Row]:
+    """The rows, checked, with their ground truths in plain types."""
+    for name, given in (("responses", responses), ("ground_truths", ground_truths)):
+        if isinstance(given, str | bytes | Mapping) or not (hasattr(given, "__len__") and hasattr(given, "__iter__")):
+            raise TypeError(f"{name} is a {type(given).__name__}: give a list; grade_stream takes an iterator of rows")
+    if len(responses) != len(ground_truths):
+        raise ValueError(f"{len(responses)} responses but {len(ground_truths)} ground truths: give one for each")
+    pairs: list[Row] = []
+    for number, (response, truth) in enumerate(zip(responses, ground_truths, strict=True), first):
+        if not isinstance(response, str):
+            raise TypeError(f"response {number} is a {type(response).__name__}: give a text")
+        try:
+            pairs.append((response, plain_truth(truth)))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"ground truth {number} {error}") from error
+    return pairs
 
 
 class GradesUnderWay:
@@ -95,7 +130,7 @@ class GradesUnderWay:
         self._spent: list[float] = []
         self._batches: list[Batch] = []
 
-    def add(self, read: Reader, rows: Sequence[tuple[str, GroundTruth]]) -> None:
+    def add(self, read: Reader, rows: Sequence[Row]) -> None:
         """Read some more responses and have their answers compared."""
         questions = []
         for response, ground_truth in rows:
@@ -124,7 +159,7 @@ class GradesUnderWay:
 
 
 def grade_stream(
-    rows: Iterable[tuple[str, GroundTruth]],
+    rows: Iterable[Row],
     reward: RewardName = "r1_zero",
     mode: GradingMode = "fast",
     workers: int = 0,
@@ -134,9 +169,11 @@ def grade_stream(
     """The verdicts on (response, ground truth) rows, in order; rows are read a few chunks ahead and never kept."""
     source = iter(rows)
     under_way: deque[GradesUnderWay] = deque()
+    read = 0
     while batch := list(islice(source, chunk)):
         responses, truths = [row[0] for row in batch], [row[1] for row in batch]
-        under_way.append(submit_batch(responses, truths, reward, mode, workers, timed))
+        under_way.append(_submit(responses, truths, reward, mode, workers, timed, read))
+        read += len(batch)
         if len(under_way) > 1 + workers:
             yield from under_way.popleft().result()
     for grades in under_way:

@@ -5,16 +5,14 @@ the row with the verdict's fields, in order. A row that cannot be read is report
 """
 
 import json
-import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -26,43 +24,19 @@ from alignment_core.disk import disk_errors
 from alignment_core.interruption import stopping_on_sigterm
 from alignment_core.records import GradedResponse
 from alignment_core.rewards import GradesUnderWay, submit_batch
-from alignment_core.verdicts import GradingMode, GroundTruth
+from alignment_core.verdicts import GradingMode
+from flows.grading_rows import RESPONSE_KEYS as RESPONSE_KEYS
+from flows.grading_rows import STDIN, Malformed, Row, check_source, read_lines
+from flows.grading_rows import TRUTH_KEYS as TRUTH_KEYS
+from flows.grading_rows import Keys as Keys
 
-RESPONSE_KEYS = ("response", "output", "completion", "generation")
-TRUTH_KEYS = ("ground_truth", "answer", "gold", "expected_answer")
-STDIN = "-"
-MAX_LINE = 16 * 2**20
-"""Bytes of the longest line that is read."""
 BATCH_ROWS = 256
 BATCH_BYTES = 4 * 2**20
 """A batch is full when it has so many rows, or so many bytes of lines."""
 TOLD = 100
 """Malformed rows reported one by one; the rest is counted."""
-
-
-class Row(NamedTuple):
-    """A line that can be graded."""
-
-    fields: dict[str, Any]
-    response: str
-    truth: GroundTruth
-    size: int
-
-
-class Malformed(NamedTuple):
-    """A line that cannot, and why."""
-
-    where: str
-    reason: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Where a row holds its response and its ground truth: the first of these keys that it has."""
-
-    response: tuple[str, ...] = RESPONSE_KEYS
-    truth: tuple[str, ...] = TRUTH_KEYS
+HOPELESS = 100
+"""Grading stops when so many rows come first and every one is malformed."""
 
 
 COUNTED: Mapping[str, Callable[[GradedResponse], bool]] = {
@@ -79,8 +53,9 @@ COUNTED: Mapping[str, Callable[[GradedResponse], bool]] = {
 
 @dataclass
 class Tally:
-    """What was counted over all rows."""
+    """What was counted over all rows, and how they were graded."""
 
+    reward: str = ""
     rows: int = 0
     malformed: int = 0
     seconds: float = 0.0
@@ -102,7 +77,7 @@ def grade_files(
     """
     _check(sources, out, reward, mode, workers)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    tally, began = Tally(), time.perf_counter()
+    tally, began = Tally(reward), time.perf_counter()
     folder = out.parent if out is not None else Path.cwd()
     with stopping_on_sigterm(), disk_errors(folder), _published(out) as file, _bar(console, sources) as progress:
         lines = (line for source in sources for line in read_lines(source, keys))
@@ -125,6 +100,8 @@ def summary_table(tally: Tally, mode: GradingMode) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
+    table.add_row("reward", tally.reward, "")
+    table.add_row("mode", mode, "")
     table.add_row("rows", f"{tally.rows:,}", "")
     for name, count in tally.counts.items():
         if mode == "thorough" or "only" not in name:
@@ -139,107 +116,53 @@ def _check(sources: Sequence[str], out: Path | None, reward: RewardName, mode: G
         submit_batch([], [], reward, mode, workers)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    for source in sources:
-        if source != STDIN and not Path(source).is_file():
-            raise ValueError(f"{source}: no such file; give JSONL files, or - for stdin")
     if list(sources).count(STDIN) > 1:
         raise ValueError("stdin can be read once: give - once")
+    for source in sources:
+        if source != STDIN:
+            check_source(Path(source))
     if out is None:
         return
+    if str(out) == STDIN:
+        raise ValueError("--out -: graded rows are not written to stdout, which has the summary; give a file's path")
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: give the path of a file in a folder that exists")
     if any(source != STDIN and out.exists() and out.samefile(source) for source in sources):
         raise ValueError(f"--out {out} is one of the files to be graded: give another name")
 
 
-# Reading
-
-
-def read_lines(source: str, keys: Keys) -> Iterator[Row | Malformed]:
-    """The rows of one file, lazily; blank lines are skipped."""
-    if source == STDIN:
-        yield from _rows_of(sys.stdin.buffer, "stdin", keys)
-        return
-    with Path(source).open("rb") as file:
-        yield from _rows_of(file, source, keys)
-
-
-def _rows_of(file: BinaryIO, name: str, keys: Keys) -> Iterator[Row | Malformed]:
-    number = 0
-    while line := file.readline(MAX_LINE + 1):
-        number += 1
-        size = len(line)
-        where = f"{name}, line {number}"
-        if size > MAX_LINE and not line.endswith(b"\n"):
-            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                size += len(rest)
-            yield Malformed(where, f"longer than {MAX_LINE:,} bytes", size + len(rest))
-        elif line.strip():
-            try:
-                yield parse_row(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, keys)
-            except ValueError as error:
-                yield Malformed(where, str(error), size)
-
-
-def parse_row(line: bytes, keys: Keys) -> Row:
-    """A line as a row; raises ValueError with what is wrong."""
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("not readable as JSON: nested too deep") from error
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise ValueError(f"not readable as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{_kind(fields)}, not an object")
-    response = fields[_key(fields, keys.response, "--response-key")]
-    name = _key(fields, keys.truth, "--truth-key")
-    if not isinstance(response, str):
-        raise ValueError(f"the response is {_kind(response)}, not a text")
-    return Row(fields, response, _truth(fields[name], name), len(line))
-
-
-def _key(fields: dict[str, Any], names: Sequence[str], option: str) -> str:
-    for name in names:
-        if name in fields:
-            return name
-    raise ValueError(f"no {' or '.join(names)}: name the key with {option}")
-
-
-def _truth(value: Any, name: str) -> GroundTruth:
-    """A ground truth as the grader takes it; raises ValueError."""
-    golds = value if isinstance(value, list) else [value]
-    for gold in golds:
-        if isinstance(gold, bool) or not isinstance(gold, str | int | float):
-            raise ValueError(f"{name} holds {_kind(gold)}: give a text, a number, or a list of them")
-        if isinstance(gold, float) and not math.isfinite(gold):
-            raise ValueError(f"{name} holds {gold}, which is no number")
-    if not golds:
-        raise ValueError(f"{name} is an empty list: give at least one gold answer")
-    return list(golds) if isinstance(value, list) else golds[0]
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 # Streaming
 
 
 def _told(lines: Iterable[Row | Malformed], tally: Tally, console: Console, progress: Progress) -> Iterator[Row]:
-    """The good rows; the others are reported as they come by."""
+    """The good rows; the others are reported as they come by, those before the first good row together.
+
+    Raises ValueError when the first HOPELESS rows are all malformed.
+    """
+    held: list[Malformed] | None = []
     for line in lines:
         progress.advance(progress.task_ids[0], line.size)
         if isinstance(line, Row):
+            _tell(held or [], console)
+            held = None
             yield line
             continue
         tally.malformed += 1
-        if tally.malformed <= TOLD:
-            console.print(f"{line.where}: {line.reason}", markup=False)
+        if held is None:
+            _tell([line] if tally.malformed <= TOLD else [], console)
+            continue
+        held.append(line)
+        if len(held) == HOPELESS:
+            raise ValueError(f"the first {HOPELESS} rows cannot be graded; {held[0].where}: {held[0].reason}")
+    if held and len({line.reason for line in held}) == 1:
+        more = f"; so are all {len(held)} rows" if len(held) > 1 else ""
+        held = [held[0]._replace(reason=held[0].reason + more)]
+    _tell(held or [], console)
+
+
+def _tell(malformed: Iterable[Malformed], console: Console) -> None:
+    for line in malformed:
+        console.print(f"{line.where}: {line.reason}", markup=False)
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -287,7 +210,12 @@ def _published(out: Path | None) -> Iterator[TextIO | None]:
         return
     draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with draft.open("w", encoding="ascii") as file:
+        opened = draft.open("w", encoding="ascii")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"--out {out}: {reason}: give a file in a folder that can be written") from error
+    try:
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """`alignflow grade` as people run it: real processes, files good and bad, large ones in little memory."""
 
+import gzip
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from alignment_core.rewards import grade_batch
-from flows.grading import MAX_LINE, Keys, parse_row
+from flows.grading_rows import MAX_LINE, Keys, parse_row
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "grade"]
@@ -104,10 +105,11 @@ def test_malformed_rows_are_named_and_do_not_stop_the_rest(tmp_path: Path) -> No
 
 
 def test_many_malformed_rows_are_counted_rather_than_told(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [1] * 250)
+    path = write(tmp_path / "rows.jsonl", [1, row("4", "4"), *[1] * 249])
     done = grade(path, code=1)
     told = done.stderr.decode().splitlines()
     assert len(told) == 101
+    assert "line 1: a number" in told[0]
     assert told[-1] == "... and 150 more malformed rows"
 
 
@@ -130,6 +132,51 @@ def test_keys_can_be_named(tmp_path: Path) -> None:
     assert counts(grade(path))["right"] == 0
     done = grade(path, "--truth-key", "truth", code=1)
     assert b"no truth: name the key with --truth-key" in done.stderr
+
+
+def test_a_wrong_key_is_told_once_with_the_keys_that_are_there(tmp_path: Path) -> None:
+    few, many = [write(tmp_path / f"{size}.jsonl", [{"said": "4", "answer": "4"}] * size) for size in (3, 5_000)]
+    said = "no response or output or completion or generation: name the key with --response-key (the row's keys: "
+    for path, beginning in ((few, ""), (many, "alignflow: the first 100 rows cannot be graded; ")):
+        done = grade(path, "--out", tmp_path / "out.jsonl", code=1)
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"{beginning}{path}, line 1: {said}said, answer)")
+    assert line.endswith(")")
+    assert graded(tmp_path / "out.jsonl") == []
+
+
+def test_the_summary_names_reward_and_mode(tmp_path: Path) -> None:
+    done = grade(write(tmp_path / "rows.jsonl", [row("4", "4")]), "--reward", "number")
+    assert re.search(r"^ *reward +number *\n *mode +fast *$", done.stdout.decode(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"{}"), "is compressed: unpack it"),
+        (b'\n [{"response": "4"}]', "is a JSON array: write one object"),
+    ],
+)
+def test_files_that_are_no_lines_of_text_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+    good, path = write(tmp_path / "good.jsonl", [row("4", "4")]), tmp_path / "rows"
+    path.write_bytes(content)
+    for done in (grade(good, path, code=1), grade("-", stdin=content.lstrip(), code=1)):
+        (line,) = done.stderr.decode().splitlines()
+        assert said in line
+        assert done.stdout == b""
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):  # root may write anywhere but into the kernel's own files
+        locked = Path("/proc")
+    if not locked.is_dir():
+        pytest.skip("this user may write everywhere")
+    done = grade(write(tmp_path / "rows.jsonl", [row("4", "4")]), "--out", locked / "out.jsonl", code=1)
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(f"alignflow: --out {locked / 'out.jsonl'}: ")
+    assert line.endswith("give a file in a folder that can be written")
 
 
 def test_stdin_is_graded_too(tmp_path: Path) -> None:
@@ -162,6 +209,8 @@ def test_thorough_grading_counts_where_the_modes_differ(tmp_path: Path) -> None:
     [
         (["absent.jsonl"], "absent.jsonl: no such file"),
         (["-", "-"], "give - once"),
+        (["."], "is a folder: give the files in it"),
+        (["rows.jsonl", "--out", "-"], "--out -: graded rows are not written to stdout"),
         (["rows.jsonl", "--reward", "r2"], "no reward 'r2': choose one of r1_zero"),
         (["rows.jsonl", "--mode", "slow"], "no mode 'slow'"),
         (["rows.jsonl", "--out", "."], "give the path of a file in a folder that exists"),

@@ -119,6 +119,30 @@ def test_symbolic_test_accepts(answer: str, gold: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "gold"),
     [
+        (r"5\ 6", "56"), (r"1\ 000", "1000"), (r"p\land q", r"p\lor q"), (r"\neg p", "p"),
+        (r"A\subset B", r"B\subset A"), (r"\forall x", r"\exists x"), (r"\parallel", r"\perp"),
+        (r"\Rightarrow", r"\Leftarrow"), (r"\equiv", r"\cong"), (r"\sum x", "x"), (r"\int x", "x"), (r"\nabla f", "f"),
+        (r"5\Gamma", "5"), (r"\sim 5", "5"), (r"\bar{x}", "x"), (r"\hat{x}", "x"), (r"\vec{v}", "v"),
+        (r"\bar{x}", r"\hat{x}"), (r"\overline{AB}", "AB"), (r"0.\overline{3}", "0.3"), (r"5\choose 2", "52"),
+        (r"\inf", r"\infty"),
+    ],
+)  # fmt: skip
+def test_symbols_and_accents_are_read(answer: str, gold: str) -> None:
+    assert not compare(answer, gold).correct
+    assert not compare(gold, answer).correct
+    assert compare(f"{{ {answer} }}", answer).correct
+
+
+def test_spaces_symbols_and_accents_as_plain_text() -> None:
+    assert render(r"5\ 6") == render(r"5\;6") == "5 6"
+    assert plain_text(r"5\ 6") == "5+6"
+    assert render(r"\overline{A B}\to\bar x") == "A\u0305 B\u0305\u2192x\u0304"
+    assert render(r"\operatorname{rank} 2") == "rank 2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
         ("9", "8"),
         ("", "8"),
         ("  ", "8"),

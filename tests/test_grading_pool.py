@@ -3,6 +3,7 @@
 Run: pytest tests/test_grading_pool.py
 """
 
+import mmap
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from alignment_core import grading_pool
+from alignment_core import grading_child, grading_pool
 from alignment_core.grading_pool import GradingPool
 from alignment_core.grading_process import GradingProcess, Limits
 from alignment_core.rewards import grade_batch, grade_stream, r1_zero_reward_fn, submit_batch
@@ -25,8 +26,8 @@ from alignment_core.verdicts import Question, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 RIGHT, WRONG = Question("1/2", (r"\frac{1}{2}",)), Question("3", ("4",))
-HANGS = Question("99999999!", ("4",))
-"""Too large for us to compute, and not for math-verify to try."""
+HANGS = Question(r"\sum_{n=1}^{\infty}\frac{\sin(n^3)}{n^{7}+n+1}", ("4",))
+"""Nothing we compute, and math-verify tries."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def fast_pool() -> Iterator[GradingPool]:
 @pytest.fixture(scope="module")
 def thorough_pool() -> Iterator[GradingPool]:
     pytest.importorskip("math_verify", reason="thorough grading needs math-verify: install it to run this test")
-    with GradingPool(1, "thorough", Limits(wall_seconds=1.5, cpu_seconds=1.0)) as pool:
+    with GradingPool(1, "thorough", Limits(wall_seconds=1.2, cpu_seconds=1.0)) as pool:
         yield pool
 
 
@@ -95,6 +96,68 @@ def test_a_new_thorough_child_is_ready_before_its_first_question(thorough_pool: 
     (verdict,) = thorough_pool.compare([Question("the third of the five", ("4",))])
     assert verdict.status == "ok"
     assert (verdict.milliseconds or 0) < 500
+
+
+def test_a_killed_answer_keeps_the_next_question_waiting_for_no_import() -> None:
+    pytest.importorskip("math_verify", reason="thorough grading needs math-verify: install it to run this test")
+    with GradingPool(2, "thorough") as pool:
+        pool.compare([RIGHT, RIGHT])
+        before = pool.pids()
+        for _ in range(3):
+            started = time.monotonic()
+            (verdict,) = pool.compare([HANGS])
+            assert time.monotonic() - started < 2
+            assert verdict.status == "timeout"
+        started = time.monotonic()
+        assert [verdict.status for verdict in pool.compare([HANGS] * 4)] == ["timeout"] * 4
+        assert time.monotonic() - started < 5
+        assert pool.pids() == before
+
+
+def test_a_copy_that_dies_early_or_grows_costs_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that die at a question, die before any, or grow too large; all verdicts come, in order."""
+    mark = mmap.mmap(-1, grading_child.MARK.size)
+    limits = grading_child.TimeLimits(1.2, 1.0)
+    chunk = [(str(number), ["4"]) for number in range(8)]
+
+    def die(question: Question, mode: str) -> Verdict:
+        if question.answer in {"3", "5"}:
+            os.kill(os.getpid(), signal.SIGSEGV if question.answer == "3" else signal.SIGPROF)
+        return Verdict(question.answer == "4")
+
+    monkeypatch.setattr(grading_child, "_guarded", die)
+    statuses = ["ok"] * 3 + ["error", "ok", "timeout", "ok", "ok"]
+    for resident_bytes in (1 << 40, 1):
+        copies = grading_child.Copies(limits, mark, resident_bytes)
+        for _ in range(2):
+            verdicts = [verdict for group in copies.answers(chunk) for verdict in group]
+            assert correct(verdicts) == [number == 4 for number in range(8)]
+            assert [verdict.status for verdict in verdicts] == statuses
+        assert copies.end() == 0
+    monkeypatch.setattr(grading_child, "_answers", lambda *_: os._exit(1))
+    verdicts = [verdict for group in copies.answers(chunk[:2]) for verdict in group]
+    assert [verdict.status for verdict in verdicts] == ["error"] * 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a process's children are read from /proc")
+def test_a_copy_ends_with_its_original() -> None:
+    pytest.importorskip("math_verify", reason="thorough grading needs math-verify: install it to run this test")
+    with GradingPool(1, "thorough") as pool:
+        pool.compare([RIGHT])
+        (pid,) = pool.pids()
+        under_way = pool.submit([HANGS])
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        deadline = time.monotonic() + 1.0
+        while not (copies := children.read_text().split()):
+            assert time.monotonic() < deadline
+        pool.close()
+        with pytest.raises(RuntimeError):
+            under_way.result(5)
+        (copy,) = map(int, copies)
+        deadline = time.monotonic() + 0.8
+        while running(copy):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_a_gold_that_hangs_hides_no_other_gold(thorough_pool: GradingPool) -> None:

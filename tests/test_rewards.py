@@ -4,14 +4,21 @@ Run: pytest tests/test_rewards.py
 """
 
 import json
+import re
 import time
 from collections import Counter
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from alignment_core.rewards import (
     grade_batch,
+    grade_stream,
     parse_gsm8k_response,
     parse_mmlu_response,
     question_only_reward_fn,
@@ -20,6 +27,7 @@ from alignment_core.rewards import (
 
 RIGHT = {"format_reward": 1.0, "answer_reward": 1.0, "reward": 1.0}
 WRONG = {"format_reward": 1.0, "answer_reward": 0.0, "reward": 0.0}
+EIGHT = " r </think> <answer> 8 </answer>"
 UNFORMATTED = {"format_reward": 0.0, "answer_reward": 0.0, "reward": 0.0}
 
 
@@ -59,8 +67,63 @@ def test_question_only(response: str, ground_truth: str | list[str], rewards: di
     assert question_only_reward_fn(response, ground_truth) == rewards
 
 
+@pytest.mark.parametrize(
+    "ground_truth",
+    [
+        np.int64(8), np.float32(8), Decimal("8"), Decimal("8.0"), Fraction(8), np.array(["7", "8"]), np.array([7, 8]),
+        np.array(8), (7, 8), [np.float32(0.1), 8], [np.int32(7), Fraction(8)],
+        torch.tensor([7, 8]), np.array([7.5, 8.0], dtype=np.float32), np.str_("8"),
+    ],
+)  # fmt: skip
+def test_gold_answers_of_many_types(ground_truth: Any) -> None:
+    assert r1_zero_reward_fn(EIGHT, ground_truth) == RIGHT
+    assert r1_zero_reward_fn(EIGHT.replace("8", "9"), ground_truth) == WRONG
+    assert grade_batch([EIGHT], [ground_truth], "number", workers=1)[0].reward == 1
+
+
+@pytest.mark.parametrize(
+    ("responses", "truths", "error", "said"),
+    [
+        ([EIGHT, None], ["8", "8"], TypeError, "response 1 is a NoneType: give a text"),
+        ([EIGHT, b"8"], ["8", "8"], TypeError, "response 1 is a bytes"),
+        ([EIGHT, EIGHT], ["8", None], TypeError, "ground truth 1 holds NoneType: give a text"),
+        ([EIGHT, EIGHT], ["8", {"8": 1}], TypeError, "ground truth 1 holds dict"),
+        ([EIGHT, EIGHT], ["8", b"8"], TypeError, "ground truth 1 holds bytes"),
+        ([EIGHT, EIGHT], ["8", [["8"]]], TypeError, "ground truth 1 holds list"),
+        ([EIGHT, EIGHT], ["8", [1j]], TypeError, "ground truth 1 holds complex"),
+        ([EIGHT, EIGHT], ["8", np.eye(2)], TypeError, "ground truth 1 holds ndarray"),
+        ([EIGHT, EIGHT], ["8", []], ValueError, "ground truth 1 is empty: give at least one"),
+        (EIGHT, ["8"], TypeError, "responses is a str: give a list"),
+        ([EIGHT], "8", TypeError, "ground_truths is a str: give a list"),
+        (iter([EIGHT]), ["8"], TypeError, "responses is a list_iterator: give a list; grade_stream"),
+        ([EIGHT], ["8", "8"], ValueError, "1 responses but 2 ground truths"),
+    ],
+)
+def test_what_cannot_be_graded_is_named(responses: Any, truths: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=re.escape(said)):
+        grade_batch(responses, truths)
+
+
+def test_a_stream_numbers_its_rows_and_workers_are_no_fewer_than_0() -> None:
+    rows: list[Any] = [*[(EIGHT, "8")] * 5, (EIGHT, None)]
+    with pytest.raises(TypeError, match="ground truth 5 holds"):
+        list(grade_stream(rows, chunk=2))
+    for workers in (-1, 0.5):
+        with pytest.raises(ValueError, match="give 0 to grade in this process"):
+            grade_batch([EIGHT], ["8"], workers=workers)  # type: ignore[arg-type]
+
+
+def test_long_lists_of_golds_take_bounded_time() -> None:
+    golds = [f"x+{number}" for number in range(100_000)]
+    started = time.perf_counter()
+    assert r1_zero_reward_fn(EIGHT.replace("8", "y+3"), golds) == WRONG
+    assert time.perf_counter() - started < 2
+    assert r1_zero_reward_fn(EIGHT.replace("8", "x+999"), golds) == RIGHT
+    assert r1_zero_reward_fn(EIGHT.replace("8", "x+1000"), golds) == WRONG
+
+
 def test_number_reward() -> None:
-    cases = [
+    cases: list[tuple[str, Any, float, float]] = [
         ("She pays 3 * $4.50 = $13.50.", "13.5", 1.0, 1.0),
         ("It is 1,000 in all", "1000", 1.0, 1.0),
         ("72", "73", 1.0, 0.0),
