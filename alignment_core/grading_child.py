@@ -63,7 +63,7 @@ def serve(
     """Answer chunks until stdin ends or the parent is gone.
 
     A chunk is a line `[[answer, [gold, ...]], ...]`; what goes back are lines
-    `[peak resident bytes, [[correct, method, status, fast, milliseconds], ...]]`.
+    `[resident bytes, [[correct, method, status, fast, milliseconds], ...]]`.
     """
     parent = os.getppid()
     replies = os.dup(1)
@@ -80,12 +80,21 @@ def serve(
     for line in _lines(parent):
         chunk = json.loads(line)
         for verdicts in copies.answers(chunk) if mode == "thorough" else _answers(chunk, mode, limits, mark):
-            os.write(replies, json.dumps([_peak(), verdicts]).encode("ascii") + b"\n")
+            os.write(replies, json.dumps([_resident(), verdicts]).encode("ascii") + b"\n")
     copies.end()
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT
+def _resident() -> int:
+    """Resident bytes of this process.
+
+    Not the peak of `getrusage`, which begins on Linux with what the parent held when it started this program: under a
+    parent with a model in memory every child would look grown.
+    """
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT
 
 
 def _lines(parent: int) -> Iterator[bytes]:
@@ -217,7 +226,7 @@ class Copies:
             verdicts_known = {number: Verdict(*verdict) for number, verdict in known}
             for verdicts in _answers(chunk, "thorough", self._limits, self._mark, first, verdicts_known):
                 _write(_PIPE, json.dumps(verdicts).encode("ascii") + b"\n")
-                if _peak() > self._resident_bytes:
+                if _resident() > self._resident_bytes:
                     return
 
 

@@ -108,7 +108,7 @@ class GradingProcess:
             raise self._death() from error
 
     def receive(self) -> tuple[list[Verdict], int]:
-        """The next verdicts and the child's peak resident bytes; raises `Late` or `Gone`."""
+        """The next verdicts and the child's resident bytes; raises `Late` or `Gone`."""
         line = self._line(self._limits.wall_seconds + GRACE_SECONDS)
         self._asked = time.monotonic()
         try:

@@ -41,6 +41,7 @@ ALWAYS: dict[str, str] = {
     "train/truncation_rate": "share of responses cut at max_tokens",
     "train/suspicious": "responses that look like they play the grader, a count",
     "train/timeouts": "responses the grader gave up on, a count",
+    "train/grading_errors": "responses the grader failed on, a count",
     "train/tokens": "response tokens trained on",
     "train/tokens_sampled": "response tokens sampled; more than were trained on only under dynamic sampling",
     "time/step": "seconds of the whole step, validation apart",

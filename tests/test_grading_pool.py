@@ -54,6 +54,19 @@ def test_verdicts_come_back_in_order(fast_pool: GradingPool) -> None:
     assert len(fast_pool.pids()) == 2
 
 
+def test_the_memory_of_the_parent_does_not_count_as_the_childs() -> None:
+    ballast = bytearray(64 * 2**20)
+    ballast[:: 2**12] = b"x" * len(ballast[:: 2**12])  # resident, not only reserved
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    with GradingPool(1, limits=Limits(resident_bytes=held - 32 * 2**20)) as pool:
+        for _ in range(2):
+            assert pool.compare([Question("1", ("1",))])[0].correct
+            (pid,) = pool.pids()
+        assert pool.compare([Question("1", ("1",))])[0].correct
+        assert pool.pids() == [pid]
+    assert len(ballast)
+
+
 def test_a_pool_gives_the_verdicts_of_this_process() -> None:
     responses = [
         f" r </think> <answer> {answer} </answer>" for answer in ("8", "0.5", "9", "sqrt(8)", r"\boxed{1")
