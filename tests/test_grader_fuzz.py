@@ -43,7 +43,7 @@ plain_text = st.text(alphabet=PLAIN, min_size=1, max_size=80).filter(
 )
 tagless = st.text(alphabet=PLAIN.replace("\\", ""), max_size=40)
 """Text that can neither hold nor complete a tag, nor a box."""
-gold_text = st.one_of(any_text, st.integers(), st.floats(), st.lists(any_text, max_size=3))
+gold_text = st.one_of(any_text, st.integers(), st.floats(), st.lists(any_text, min_size=1, max_size=3))
 
 
 def reward(answer: str, gold: Any) -> float:
