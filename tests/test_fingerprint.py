@@ -202,7 +202,7 @@ def test_a_stage_first_asked_for_after_an_edit_has_the_code_that_the_process_sta
 
 
 def test_a_grader_edit_retrains_no_sft_run_but_every_policy_gradient_run() -> None:
-    grading = "alignment_core.rewards.submit_batch"
+    grading = "alignment_core.grading.compare"
     assert grading not in room.fingerprint("alignment_core.stages.sft:run").definitions
     assert grading in room.fingerprint("alignment_core.stages.grpo:run").definitions
     assert grading in room.fingerprint("alignment_core.stages.grade:run").definitions
