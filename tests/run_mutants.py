@@ -105,8 +105,9 @@ def _run_tests(tree: Path, tests: Sequence[str]) -> None:
     import pytest
 
     os.chdir(tree)
-    # This script's folder and any other checkout leave the path: only the copy may be found.
-    sys.path[:] = [str(tree), *(entry for entry in sys.path if not Path(entry or ".").resolve().is_relative_to(ROOT))]
+    # The checkout and this script's folder leave the path (not an environment inside it): only the copy may be found.
+    own = {ROOT, ROOT / "tests"}
+    sys.path[:] = [str(tree), *(entry for entry in sys.path if Path(entry or ".").resolve() not in own)]
     sys.dont_write_bytecode = True
     arguments = [
         *(str(tree / "tests" / name) for name in tests),
