@@ -18,7 +18,7 @@ STEPS = ("test_step_metrics.py",)
 LOOP_MUTANTS: list[Mutant] = [
     *of_room(
         "logprobs",
-        ("test_logprobs.py",),
+        ("test_logprobs.py", "test_chunked_head.py"),
         ("temperature forgotten", "if self.settings.temperature != 1:", "if False:"),
         ("temperature multiplied", "logits /= self.settings.temperature", "logits *= self.settings.temperature"),
         ("gradient without the temperature", "gradient[:, None] / -settings.temperature", "-gradient[:, None]"),
