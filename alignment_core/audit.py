@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from alignment_core.journal import PastRun, past_runs
 from alignment_core.records import Record
-from alignment_core.store import MANIFEST, RECORD, Manifest, Store, content_digest, file_sha256
+from alignment_core.store import MANIFEST, RECORD, Manifest, Store, file_sha256, manifest_flaw
 
 
 class Finding(Record):
@@ -68,10 +68,9 @@ def _findings(folder: Path, again: str) -> Iterator[Finding]:
         yield finding(MANIFEST, "unreadable")
         return
     label = manifest.label
-    if (manifest.stage, manifest.key) != (folder.parent.name, folder.name):
-        yield finding("", f"the manifest is of {manifest.stage}/{manifest.key}", "remove the folder")
-    elif content_digest(manifest.files) != manifest.digest:
-        yield finding(MANIFEST, "edited: its digest is not that of its files", f"remove it, and run `{again}` again")
+    if flaw := manifest_flaw(manifest, folder.parent.name, folder.name):
+        yield finding(MANIFEST, f"edited: {flaw}")
+        return
     for name, entry in manifest.files.items():
         problem = _compare(folder / name, entry.size, entry.sha256)
         if problem:

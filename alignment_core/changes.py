@@ -39,25 +39,28 @@ def differences(old: Components, new: Components, most: int = 4) -> list[str]:
     """Readable list of what changed between two sets of components, at most `most` of each kind."""
     lines = []
     for kind in KINDS:
-        before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
         changed = _changed(old, new, kind)
-        shown = [_change(name, before, after) if kind in {"config", "versions"} else name for name in changed[:most]]
         if changed:
+            spelled = kind in {"config", "versions"}
+            shown = [_change(name, *values) if spelled else name for name, values in islice(changed.items(), most)]
             more = f" and {len(changed) - most} more" if len(changed) > most else ""
             lines.append(f"{kind} changed: {', '.join(shown)}{more}")
     return lines
 
 
-def _changed(old: Components, new: Components, kind: str) -> list[str]:
-    """Dotted names of what differs in one kind of component."""
+def _changed(old: Components, new: Components, kind: str) -> dict[str, tuple[object, object]]:
+    """What differs in one kind of component: dotted name -> (before, now), by name."""
     before, after = _flatten(getattr(old, kind)), _flatten(getattr(new, kind))
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    # An empty list or section that got members is told by its members.
-    return [name for name in changed if not any(other.startswith(f"{name}.") for other in changed)]
+    names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    return {
+        name: (before.get(name, "absent"), after.get(name, "absent"))
+        for name in names
+        # An empty list or section that got members is told by its members.
+        if not any(other.startswith(f"{name}.") for other in names)
+    }
 
 
-def _change(name: str, before: dict[str, object], after: dict[str, object]) -> str:
-    old, new = before.get(name, "absent"), after.get(name, "absent")
+def _change(name: str, old: object, new: object) -> str:
     if any(re.fullmatch("[0-9a-f]{32,}", str(value)) for value in (old, new)):
         return name  # a digest tells nobody anything
     return f"{name} {_brief(old)} -> {_brief(new)}"

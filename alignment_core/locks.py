@@ -25,6 +25,21 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock, waiting for it in silence."""
+    with exclusive(path, lambda _holder: None):
+        yield
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether the lock could be had at once; if so, it is held within the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        yield try_lock(file, fcntl.LOCK_EX)
+
+
+@contextmanager
 def in_use(store: Path) -> Iterator[None]:
     """Nothing is removed from this store within the block; waits while somebody does."""
     with open_store_lock(store) as lock:

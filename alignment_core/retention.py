@@ -4,17 +4,16 @@ An artifact stays if a kept study run reached it, if it is young, or if anything
 are the latest run of every study and flow, the latest that finished, and all of the last days.
 """
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from alignment_core.checkpoint_folders import read_marker
 from alignment_core.journal import PastRun, past_runs, undisturbed
+from alignment_core.locks import alone
 from alignment_core.records import Record
 from alignment_core.store import Manifest, Store
 
@@ -46,8 +45,8 @@ def collect(store: Store, keep_days: float, dry_run: bool, states: bool = False)
     with undisturbed(store.root):
         removed = []
         for item in plan(store, keep_days, time.time(), states):
-            with _alone(store, item.stage, item.key) as alone:
-                if alone:
+            with alone(store.root / ".locks" / f"{item.stage}-{item.key}.lock") as nobody_else:
+                if nobody_else:
                     removed.append(item)
                     if not dry_run:
                         _remove(store, item)
@@ -134,20 +133,6 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
     return sum(file.stat().st_size for file in files)
-
-
-@contextmanager
-def _alone(store: Store, stage: str, key: str) -> Iterator[bool]:
-    """Whether no process computes this key; the key's lock is held within the block."""
-    path = store.root / ".locks" / f"{stage}-{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _remove(store: Store, item: Item) -> None:

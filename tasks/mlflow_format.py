@@ -1,8 +1,5 @@
-"""Small parts of the tracker that need no MLflow: how things are written there, and who may write."""
+"""Small parts of the tracker that need no MLflow: how things are written there."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +7,6 @@ from typing import Any
 def pending_marker(root: Path, key: str) -> Path:
     """The file that says: this stage began, and its record is not all in MLflow yet."""
     return root / "mlruns" / "pending" / key
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an flock on a file: one process at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, str]:

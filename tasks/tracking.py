@@ -20,9 +20,10 @@ from typing import Any
 from alignment_core.curves import milestones
 from alignment_core.events import Event, read_events
 from alignment_core.journal import Began, PastRun
+from alignment_core.locks import held
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageOutcome, StageSpec
-from tasks.mlflow_format import as_table, flatten, locked, milliseconds, pending_marker
+from tasks.mlflow_format import as_table, flatten, milliseconds, pending_marker
 
 BATCH = 1000
 """MLflow's own limit of metrics per call."""
@@ -177,7 +178,7 @@ class Session:
         local = self.uri.startswith("sqlite:")
         location = (self.root / "mlruns" / "artifacts" / self.study).resolve().as_uri() if local else None
         # Two processes that make the same database at once break each other's migrations.
-        with locked(self.root / "mlruns" / ".lock"):
+        with held(self.root / "mlruns" / ".lock"):
             client = connect(self.uri)
             experiment = client.get_experiment_by_name(self.study)
             self._experiment = (
@@ -197,7 +198,7 @@ class Session:
         client = self._connect()
         self._specs[spec.key], self._held[spec.key], self._sent[spec.key] = spec, [], 0
         # Two commands that come to the same stage at once would each find none, and make one each.
-        with locked(self.root / "mlruns" / ".lock"):
+        with held(self.root / "mlruns" / ".lock"):
             found = client.search_runs([self._experiment], f"tags.`{STAGE_KEY_TAG}` = '{spec.key}'", max_results=1)
             if not found:
                 return self._create_stage_run(spec, began)
@@ -265,7 +266,7 @@ class Session:
     def close_stage(self, key: str, ref: ArtifactRef, artifact: Path, ended: float | None = None) -> None:
         """Send what is missing of a published stage's record; its run ended at a Unix time (default: now)."""
         marker = pending_marker(self.root, key)
-        with locked(marker):
+        with held(marker):
             run = self._client.get_run(self._runs[key])
             if run.info.status != "FINISHED" or run.data.tags.get("alignflow.digest") != ref.digest:
                 self._send_record(key, ref, artifact, ended)
