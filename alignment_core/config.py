@@ -57,6 +57,8 @@ class ModelConfig(Config):
     """Shape and pretraining of a `scratch` model."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the forward and backward pass; master weights and moments are always float32."""
+    processes: Positive = 1
+    """Processes that train together (data parallel), one GPU each; each holds a whole model, and all share a batch."""
 
     @model_validator(mode="after")
     def _scratch_has_a_shape(self) -> Self:
@@ -266,6 +268,10 @@ class StudyConfig(Config):
         if "distilled" in self.sweep.variants and self.distillation is None:
             raise ValueError(
                 "sweep.variants has 'distilled': give distillation.teacher, the model that writes the traces"
+            )
+        if self.model.processes > 1 and self.sampling.backend == "vllm":
+            raise ValueError(
+                "model.processes above 1 needs sampling.backend transformers: vllm's engine serves one process"
             )
         if (self.data.kind == "countdown") != (self.evaluation.reward == "countdown"):
             raise ValueError(

@@ -32,6 +32,15 @@ def join_processes() -> torch.device | None:
     return device
 
 
+def leave_processes() -> None:
+    """Undo `join_processes`: this process is alone again, and may join others later."""
+    if distributed.is_available() and distributed.is_initialized():
+        from accelerate import PartialState
+
+        distributed.destroy_process_group()
+        PartialState._reset_state()  # accelerate keeps one state per process, and has no other way to part from it
+
+
 def process_count() -> int:
     """W: processes that train together; 1 without torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +116,8 @@ def run_stage(
                 run.say(extends)
             inputs = {name: _whole_input(store, name, ref) for name, ref in spec.inputs.items()}
             try:
-                module.run(config, inputs, run.output, run)
+                with _companions(spec, inputs, folder):
+                    module.run(config, inputs, run.output, run)
             finally:
                 run.close()
             interruption.patient = True  # what is finished is published first
@@ -139,6 +141,18 @@ def run_stage(
             shutil.rmtree(folder)
     how: Literal["ran", "resumed"] = "ran" if resumed_from is None else "resumed"
     return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - asked)
+
+
+def _companions(spec: StageSpec, inputs: dict[str, Path], folder: Path) -> AbstractContextManager[None]:
+    """The further processes of a stage that trains in several."""
+    count = spec.config.get("processes", 1)
+    if count == 1:
+        return nullcontext()
+    from alignment_core.followers import Following, led_together  # which import torch
+
+    code = spec.components.code
+    task = Following(stage=spec.stage, settings=spec.config, inputs=inputs, folder=folder, code=code)
+    return led_together(count, task)
 
 
 def _whole_input(store: Store, name: str, ref: ArtifactRef) -> Path:

@@ -105,6 +105,8 @@ class SelectStage(Config):
 class SFTStage(Config):
     """One supervised run."""
 
+    ROUNDING = frozenset({"processes"})
+
     sft: SFTConfig
     sampling: SamplingConfig
     """For the validation curve."""
@@ -113,27 +115,37 @@ class SFTStage(Config):
     size: Positive | None = None
     """Take the first `size` traces of a shuffle by `subset_seed`; None means all."""
     subset_seed: int = 0
+    processes: Positive = 1
+    """Processes that train together."""
     seed: int
 
 
 class DPOStage(Config):
     """One run of direct preference optimization."""
 
+    ROUNDING = frozenset({"processes"})
+
     dpo: DPOConfig
     sampling: SamplingConfig
     """For the validation curve, and the stop strings that end a response."""
     reward: RewardName = "r1_zero"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    processes: Positive = 1
+    """Processes that train together."""
     seed: int
 
 
 class GRPOStage(Config):
     """One policy-gradient run."""
 
+    ROUNDING = frozenset({"processes"})
+
     grpo: GRPOConfig
     sampling: SamplingConfig
     reward: RewardName = "r1_zero"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    processes: Positive = 1
+    """Processes that train together."""
     seed: int
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment_core.config import RewardName, SamplingConfig
 from alignment_core.models import ComputeDtype
 from alignment_core.overlap import Grader
+from alignment_core.processes import gather, interleave, share_of
 from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.rollouts import completion_rows, grader_for
 from alignment_core.runs import RunContext
@@ -44,8 +45,10 @@ def make_validator(
         if not made:
             made.append(make_sampler(model, tokenizer, sampling, compute_dtype))
         made[0].update_weights(model)
-        completions = made[0].sample(requests, sampling)
-        grades = grade([item.text for item in completions], [problem.ground_truth for problem in chosen])
+        own = share_of(len(requests))
+        completions = made[0].sample([requests[index] for index in own], sampling)
+        grades = grade([item.text for item in completions], [chosen[index].ground_truth for index in own])
+        completions, grades = interleave(gather(completions)), interleave(gather(grades))
         run.emit_rows("validation", step, completion_rows(chosen, completions, grades, rows_logged))
         return validation_metrics(completions, grades)
 

@@ -29,6 +29,7 @@ def finetune(
         sampling=config.sampling,
         reward=config.evaluation.reward,
         compute_dtype=config.model.compute_dtype,
+        processes=config.model.processes,
         size=size,
         subset_seed=config.seed,
         seed=seed,
@@ -103,6 +104,7 @@ def optimize_policy(
         sampling=config.sampling,
         reward=config.evaluation.reward,
         compute_dtype=config.model.compute_dtype,
+        processes=config.model.processes,
         seed=seed,
     )
     return run_cached(workspace, "grpo", stage, {"model": model, "problems": problems}, label)

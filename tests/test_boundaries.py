@@ -62,7 +62,7 @@ def blind_spots(path: Path) -> list[str]:
 
 
 HARMLESS = {"TYPE_CHECKING", "__name__ == '__main__'"}
-DYNAMIC = {"__init__.py", "vllm_engine.py", "stage.py", "stage_process.py", "acceptance.py"}
+DYNAMIC = {"__init__.py", "vllm_engine.py", "stage.py", "stage_process.py", "followers.py", "acceptance.py"}
 """Rooms that import by name on purpose: the lazy exports, the machinery around stages, and vllm where it is there."""
 
 

@@ -12,6 +12,7 @@ import torch
 from parallel_training import LOOPS, train
 from safetensors.torch import load_file
 
+from alignment_core.config import ModelConfig, ScratchModelConfig, StudyConfig
 from alignment_core.models import tensors_by_name
 from alignment_core.processes import FollowerRun, gather, interleave, own_run, process_count, share_of
 from alignment_core.runs import MemoryRun
@@ -90,3 +91,11 @@ def test_gradients_of_a_process_alone_are_left_as_they_are():
     layer(torch.ones(1, 2)).sum().backward()
     sum_gradients(layer)
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+
+
+def test_processes_and_vllm_do_not_go_together() -> None:
+    model = ModelConfig(scratch=ScratchModelConfig(), processes=2)
+    with pytest.raises(ValueError, match="serves one process"):
+        StudyConfig.model_validate(
+            {"name": "x", "model": model, "data": {"arithmetic": {}}, "sampling": {"backend": "vllm"}}
+        )

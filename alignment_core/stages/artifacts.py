@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence
 from alignment_core.config import Split
+from alignment_core.models import save_model
+from alignment_core.processes import process_rank
 from alignment_core.records import Problem, Record, read_jsonl
 from alignment_core.sampling import encode_trace
 
@@ -26,6 +28,12 @@ def model_location(artifact: Path) -> tuple[str, str | None]:
         location = json.loads(pointer.read_text(encoding="utf-8"))
         return location["source"], location["revision"]
     return str(artifact / "model"), None
+
+
+def publish_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write model/, a Hugging Face folder; of several processes that train together, the first one does."""
+    if process_rank() == 0:
+        save_model(model, tokenizer, output / "model")
 
 
 def read_split(problems: Path, split: Split) -> list[Problem]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alignment_core.dpo import TokenPair, encode_pair, train_dpo
-from alignment_core.models import load_model, load_tokenizer, save_model
+from alignment_core.models import load_model, load_tokenizer
 from alignment_core.records import PreferencePair, read_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import DPOStage
-from alignment_core.stages.artifacts import model_location, read_split
+from alignment_core.stages.artifacts import model_location, publish_model, read_split
 from alignment_core.validation import make_validator
 
 CONFIG = DPOStage
@@ -33,7 +33,7 @@ def run(config: DPOStage, inputs: Mapping[str, Path], output: Path, run: RunCont
         config.compute_dtype,
     )
     train_dpo(model, tokenizer, pairs, config.dpo, run, config.seed, config.compute_dtype, validate)
-    save_model(model, tokenizer, output / "model")
+    publish_model(model, tokenizer, output)
 
 
 def read_pairs(folder: Path, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> list[TokenPair]:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.models import load_model, load_tokenizer, save_model
+from alignment_core.models import load_model, load_tokenizer
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.runs import RunContext
 from alignment_core.sampling import make_sampler
 from alignment_core.stage_config import GRPOStage
-from alignment_core.stages.artifacts import model_location, read_split
+from alignment_core.stages.artifacts import model_location, publish_model, read_split
 from alignment_core.validation import make_validator
 
 CONFIG = GRPOStage
@@ -46,4 +46,4 @@ def run(config: GRPOStage, inputs: Mapping[str, Path], output: Path, run: RunCon
         sampler,
         run.state_folder() if config.grpo.keeps_state else None,
     )
-    save_model(model, tokenizer, output / "model")
+    publish_model(model, tokenizer, output)

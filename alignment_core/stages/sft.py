@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignment_core.batching import TokenSequence
-from alignment_core.models import load_model, load_tokenizer, save_model
+from alignment_core.models import load_model, load_tokenizer
 from alignment_core.random_draws import permutation
 from alignment_core.runs import RunContext
 from alignment_core.seeding import derive_seed
 from alignment_core.sft import train_sft
 from alignment_core.stage_config import SFTStage
-from alignment_core.stages.artifacts import model_location, read_examples, read_split
+from alignment_core.stages.artifacts import model_location, publish_model, read_examples, read_split
 from alignment_core.validation import make_validator
 
 CONFIG = SFTStage
@@ -35,7 +35,7 @@ def run(config: SFTStage, inputs: Mapping[str, Path], output: Path, run: RunCont
         config.compute_dtype,
     )
     train_sft(model, tokenizer, examples, config.sft, run, config.seed, config.compute_dtype, validate)
-    save_model(model, tokenizer, output / "model")
+    publish_model(model, tokenizer, output)
 
 
 def nested_subset(examples: list[TokenSequence], size: int | None, seed: int) -> list[TokenSequence]:

@@ -1,0 +1,218 @@
+"""Stages that train in several processes, one GPU each: whoever runs the stage starts the others and leads them.
+
+    python -m alignment_core.followers
+
+is one of the others; it reads what to do as a line of JSON from stdin and ends when that closes, so that no kill of
+the leader leaves it behind. The leader alone holds the lock, writes the record and the checkpoints, and publishes.
+"""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any, cast
+
+import torch
+
+from alignment_core.fingerprint import require_unedited
+from alignment_core.operation import stage_environment
+from alignment_core.processes import FollowerRun, join_processes, leave_processes
+from alignment_core.records import Record
+from alignment_core.stage_run import StageRun
+
+FAREWELL_SECONDS = 60.0
+"""Longest wait for a process whose stage has ended, or whose peers have gone."""
+ECHO_SECONDS = 1.0
+"""Longest wait for the death of a process whose peers felt it."""
+LINES_TOLD = 20
+"""Last lines of a process that failed, for the error message."""
+
+
+class Following(Record):
+    """What a process that follows needs of the stage."""
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, Path]
+    folder: Path
+    """Work folder, which holds the checkpoint to go on from."""
+    code: dict[str, str]
+    """Definitions that the stage was asked for with, and their digests."""
+
+
+@contextmanager
+def led_together(count: int, task: Following) -> Iterator[None]:
+    """Be the first of `count` processes that run a stage, for the length of the block.
+
+    Raises ValueError if this host has fewer GPUs, ChildProcessError with its last words if another process failed.
+    """
+    _require_devices(count)
+    port = _free_port()
+    places = [_place(rank, count, port) for rank in range(count)]
+    with ExitStack() as companions:
+        followers = [companions.enter_context(_following(place, task)) for place in places[1:]]
+        for follower in followers:
+            follower.await_ready()
+        with _environment(places[0]), _joined():
+            yield
+        for follower in followers:
+            follower.await_end()
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    join_processes()
+    try:
+        yield
+    finally:
+        leave_processes()
+
+
+@contextmanager
+def _following(place: dict[str, str], task: Following) -> Iterator["_Follower"]:
+    """One of the other processes, for the length of the block; an error there is explained by its death."""
+    name = f"process {place['RANK']} of {place['WORLD_SIZE']} of this stage"
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alignment_core.followers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            env=stage_environment() | place,
+            start_new_session=True,  # Ctrl-C is the leader's to answer: it saves first
+        )
+        with process:
+            follower = _Follower(name, process, words)
+            try:
+                follower.tell(task)
+                yield follower
+            except Exception as error:
+                follower.explain(error)
+                raise
+            finally:
+                process.kill()
+
+
+@dataclass(frozen=True)
+class _Follower:
+    """One of the other processes, as its leader sees it."""
+
+    name: str
+    process: "subprocess.Popen[str]"
+    words: IO[str]
+
+    def tell(self, task: Following) -> None:
+        """Give it the stage."""
+        with suppress(BrokenPipeError):  # it has ended: `await_ready` says so
+            print(task.model_dump_json(), file=self.process.stdin, flush=True)
+
+    def await_ready(self) -> None:
+        """Until it is about to join; ChildProcessError if it has ended instead, since joining would wait for it."""
+        if not cast(IO[str], self.process.stdout).readline():
+            raise ChildProcessError(f"{self.name} did not start")
+
+    def await_end(self) -> None:
+        """Until it has ended by itself, and well."""
+        if self.process.wait(FAREWELL_SECONDS) != 0:
+            raise ChildProcessError(f"{self.name} did not end with the others")
+
+    def explain(self, error: Exception) -> None:
+        """Raise ChildProcessError, from the leader's `error`, if that only echoes the death of this process.
+
+        gloo tells the leader at once that a peer has gone; NCCL's watchdog takes ten minutes, and ends the leader.
+        """
+        try:
+            code = self.process.wait(ECHO_SECONDS)
+        except subprocess.TimeoutExpired:
+            return
+        if code not in (0, ORPHANED):
+            self.words.seek(0)
+            last = "".join(self.words.readlines()[-LINES_TOLD:]).strip()
+            raise ChildProcessError(f"{self.name} ended with code {code}: {last}") from error
+
+
+def _require_devices(count: int) -> None:
+    if torch.cuda.is_available() and torch.cuda.device_count() < count:
+        raise ValueError(
+            f"model.processes is {count}, and {torch.cuda.device_count()} GPU(s) are visible here: lower it, take a "
+            "host with more, or show more of them in CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _place(rank: int, count: int, port: int) -> dict[str, str]:
+    """The environment by which torch.distributed and accelerate know a process."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return where | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _environment(place: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in place}
+    os.environ.update(place)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+ORPHANED = 128 + signal.SIGHUP
+"""Exit code of a process whose leader has gone."""
+
+
+def follow(task: Following) -> None:
+    """Run the stage beside its leader, and write nothing."""
+    module = importlib.import_module(f"alignment_core.stages.{task.stage}")
+    require_unedited(task.code)
+    print("ready", flush=True)
+    os.dup2(2, 1)  # whatever a library prints from here on is for the error message
+    join_processes()
+    with tempfile.TemporaryDirectory(prefix="alignflow-") as scratch:
+        run = FollowerRun(StageRun(task.folder))
+        module.run(module.CONFIG.model_validate(task.settings), task.inputs, Path(scratch), run)
+    leave_processes()
+
+
+def main() -> int:
+    """Follow; return the exit code."""
+    task = Following.model_validate_json(sys.stdin.readline())
+    Thread(target=_end_with_the_leader, daemon=True).start()
+    try:
+        follow(task)
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _end_with_the_leader() -> None:
+    sys.stdin.read()
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
