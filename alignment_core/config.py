@@ -1,7 +1,7 @@
-"""Every setting of a study, typed; a sentence under each field. Imports no torch.
+"""The parts of a study's settings, typed; a sentence under each field. Imports no torch.
 
-`StudyConfig` is what a preset file holds and what `--set` overrides; `alignment_core.stage_config` holds what
-one stage receives of it.
+`alignment_core.study_config` puts them together, `alignment_core.training_config` has those of the training loops, and
+`alignment_core.stage_config` what one stage receives of them.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from alignment_core.config_base import Config, NonNegative, Positive, Rate, Share
-from alignment_core.training_config import GRPOConfig, SFTConfig
-from alignment_core.training_config import OptimizerConfig as OptimizerConfig
+from alignment_core.training_config import SFTConfig
 from alignment_core.verdicts import GradingMode
 
 Split = Literal["train", "dev", "test"]
@@ -203,8 +202,6 @@ class ExpertIterationConfig(Config):
     max_correct_per_question: Positive = 4
     """Cap of kept samples per question, so that easy ones do not crowd out the rest."""
     sft: SFTConfig = SFTConfig(epochs=2)
-    starts: tuple[Literal["base", "sft"], ...] = ("base",)
-    """`sft` starts from the study's `sft_start`."""
 
 
 class DistillationConfig(Config):
@@ -219,67 +216,29 @@ class DistillationConfig(Config):
     max_correct_per_question: Positive = 1
 
 
-class SweepConfig(Config):
-    """The SFT sweep: sizes x variants of the trace set."""
+class ExamplesConfig(Config):
+    """Which traces SFT imitates."""
 
-    sizes: tuple[Positive | Literal["full"], ...] = (128, 256, 512, 1024, "full")
-    """Nested subsets: each is the head of one seeded shuffle."""
-    variants: tuple[Variant, ...] = ("raw", "filtered")
+    variant: Variant = "filtered"
     """`raw` traces as they come, `filtered` those the grader accepts, `distilled` those of the study's teacher."""
+    size: Positive | Literal["full"] = "full"
+    """The first so many of one seeded shuffle, so that a smaller set is contained in every larger one."""
 
 
-class StudyConfig(Config):
-    """One study: what `alignflow run PRESET` runs."""
+class PreferencesConfig(Config):
+    """Where the preference pairs of DPO come from: our own rollouts, or a file."""
 
-    name: str
-    """Also the MLflow experiment."""
-    description: str = ""
-    seed: int = 0
-    """Seed of data, splits and the base model."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the training runs: each of SFT, Expert Iteration and GRPO is repeated for each."""
-    model: ModelConfig
-    data: DataConfig
-    prompt: str = "reasoning"
-    """Template: a shipped name (`reasoning`, `question_only`) or a file with `{question}`."""
-    plain_prompt: str | None = None
-    """Template for the base model's plain question-answer accuracy; None leaves that evaluation out."""
-    sampling: SamplingConfig = SamplingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    sft: SFTConfig = SFTConfig()
-    sweep: SweepConfig = SweepConfig()
-    distillation: DistillationConfig | None = None
-    """Where `distilled` traces come from."""
-    sft_start: tuple[Positive | Literal["full"], Variant] = ("full", "filtered")
-    """The sweep member that runs with `starts: [sft]` begin from."""
-    expert_iteration: ExpertIterationConfig | None = ExpertIterationConfig()
-    grpo: GRPOConfig | None = GRPOConfig()
+    source: str | None = None
+    """JSONL of {prompt, chosen_response, rejected_response}; None mines the start's own rollouts."""
+    questions: Positive | None = None
+    """Train problems that rollouts are drawn for; None means all."""
+    samples_per_problem: Annotated[int, Field(ge=2)] = 8
+    max_pairs_per_question: Positive = 2
 
-    @model_validator(mode="after")
-    def _parts_agree(self) -> Self:
-        wanted = [part.starts for part in (self.expert_iteration, self.grpo) if part is not None]
-        size, variant = self.sft_start
-        if any("sft" in starts for starts in wanted) and (
-            size not in self.sweep.sizes or variant not in self.sweep.variants
-        ):
-            raise ValueError(f"sft_start {self.sft_start} is not a member of the sweep")
-        if self.grpo is not None:
-            self.grpo.require_overlong_room(self.sampling.max_tokens)
-        if "distilled" in self.sweep.variants and self.distillation is None:
-            raise ValueError(
-                "sweep.variants has 'distilled': give distillation.teacher, the model that writes the traces"
-            )
-        if self.model.processes > 1 and self.sampling.backend == "vllm":
-            raise ValueError(
-                "model.processes above 1 needs sampling.backend transformers: vllm's engine serves one process"
-            )
-        if (self.data.kind == "countdown") != (self.evaluation.reward == "countdown"):
-            raise ValueError(
-                "data.kind 'countdown' goes with evaluation.reward 'countdown', and only with it: the other rewards "
-                "accept any expression worth the target, whichever numbers it uses"
-            )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
-        if not self.sweep.sizes or not self.sweep.variants:
-            raise ValueError("sweep.sizes and sweep.variants must each have a member")
-        return self
+
+class BudgetConfig(Config):
+    """Wall-clock time of one training run and its evaluation, as a leaderboard grants it."""
+
+    hours: Rate
+    training_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """Share of it after which training takes no further step; the rest is for the evaluation."""

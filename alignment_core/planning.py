@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from alignment_core.changes import differences, explain_miss
 from alignment_core.config import ScratchModelConfig
@@ -70,6 +70,8 @@ class Plan(Record):
     """Every stage of a study, in the order in which it asks for them."""
 
     stages: list[PlannedStage]
+    notes: list[str] = Field(default_factory=list)
+    """What the plan had to assume."""
 
     def to_compute(self) -> list[PlannedStage]:
         """The stages that run, and those that may."""
@@ -103,13 +105,14 @@ class Planner:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.stages: dict[str, PlannedStage] = {}
+        self.notes: list[str] = []
         self._sizes: dict[str, ModelSize | None] = {}
         """Size of the model in an artifact, by key."""
         self._ledger = store.ledger()
 
     def plan(self) -> Plan:
         """What was asked for so far."""
-        return Plan(stages=list(self.stages.values()))
+        return Plan(stages=list(self.stages.values()), notes=self.notes)
 
     def consider(self, spec: StageSpec) -> ArtifactRef:
         """Take a stage into the plan; the store's artifact if it has one, else a placeholder."""

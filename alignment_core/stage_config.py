@@ -154,7 +154,7 @@ class Comparison(Config):
 
     name: str
     """Unique within the study, e.g. `sft/512/raw/seed0`."""
-    method: Literal["zero-shot", "plain", "sft", "ei", "grpo"]
+    method: Literal["zero-shot", "plain", "sft", "ei", "grpo", "dpo"]
     start: str | None = None
     """Name of the evaluation it is compared with (its own starting point)."""
     seed: int | None = None
@@ -163,6 +163,18 @@ class Comparison(Config):
     variant: Variant | None = None
     step: int | None = None
     """Expert Iteration round, for the curve."""
+    experiment: str | None = None
+    """The experiment it is a member of; None for the baselines."""
+    varied: dict[str, Any] = Field(default_factory=dict)
+    """The settings in which it differs from the other members, by dotted name."""
+
+
+class ChooseStage(Config):
+    """The winner among the members of an experiment."""
+
+    candidates: tuple[str, ...]
+    """Groups in the order listed; each input is GROUP/seedN, a grade of dev problems."""
+    rule: Literal["best", "significant"]
 
 
 class AnalyzeStage(Config):

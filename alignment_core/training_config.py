@@ -81,7 +81,7 @@ class DPOConfig(EngineConfig):
 class GRPOConfig(EngineConfig):
     """The assignment's policy-gradient loop; names and defaults are its own."""
 
-    OUTSIDE_KEY = frozenset({"keep_state", "rollouts_logged", "starts"})
+    OUTSIDE_KEY = frozenset({"keep_state", "rollouts_logged"})
 
     n_grpo_steps: Positive = 200
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
@@ -129,8 +129,8 @@ class GRPOConfig(EngineConfig):
     """Keep the training state after the last step, so that a run of more steps goes on from there: 12 bytes per
     parameter, 18.5 GB at 1.5B, until `alignflow artifacts gc --states`. It needs a constant learning rate; None means
     wherever the rate is constant."""
-    starts: tuple[Literal["base", "sft"], ...] = ("base",)
-    """`sft` starts from the study's `sft_start`."""
+    time_budget_hours: Rate | None = None
+    """Wall-clock hours after which no further step begins, whatever n_grpo_steps says; None: no limit."""
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
@@ -225,7 +225,9 @@ class GRPOConfig(EngineConfig):
     @property
     def keeps_state(self) -> bool:
         """Whether the training state is kept after the last step."""
-        return self.optimizer.schedule == "constant" if self.keep_state is None else self.keep_state
+        if self.keep_state is None:
+            return self.optimizer.schedule == "constant" and self.time_budget_hours is None
+        return self.keep_state
 
     def _whole_groups(self) -> int:
         """The rollout batch nearest below that holds whole groups, or one group."""

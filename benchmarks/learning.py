@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from alignment_core.config import StudyConfig
+from alignment_core.study_config import StudyConfig
 from benchmarks.learning_page import write_page
 from benchmarks.learning_variants import DPO, Variant, dpo_settings, grpo_settings, planned
 from benchmarks.learning_work import Bench, load, outcomes_of, plain_accuracy, train
@@ -72,7 +72,7 @@ def measure_start(bench: Bench, start: str, seed: int, results: dict[str, Any], 
 def opened(path: Path, study: StudyConfig) -> dict[str, Any]:
     """The results so far, or none. Raises ValueError for those of another study."""
     # The runs' settings are compared one by one; the rest of the study makes start models and problems.
-    told = study.model_dump(mode="json", exclude={"grpo", "seeds", "sweep", "expert_iteration"})
+    told = study.model_dump(mode="json", exclude={"grpo", "seeds", "experiments", "expert_iteration"})
     if not path.is_file():
         return {"provenance": provenance(), "study": told, "starts": {}, "runs": {}}
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

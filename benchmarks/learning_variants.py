@@ -7,7 +7,7 @@ whether a variant learns under settings that suit the main one, not which varian
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment_core.config import StudyConfig
+from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import DPOConfig, GRPOConfig, OptimizerConfig
 
 MAIN = "reinforce_with_baseline"

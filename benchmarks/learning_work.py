@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import RewardName, SamplingConfig, StudyConfig
+from alignment_core.config import RewardName, SamplingConfig
 from alignment_core.dpo import TokenPair, train_dpo
 from alignment_core.models import load_model, load_tokenizer
 from alignment_core.policy_gradient import train_grpo
@@ -25,6 +25,7 @@ from alignment_core.stage_config import FilterStage, PrepareStage, PretrainStage
 from alignment_core.stages import filter as filter_stage
 from alignment_core.stages import prepare, pretrain, sft
 from alignment_core.stages.artifacts import read_split
+from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import DPOConfig, GRPOConfig
 from alignment_core.validation import make_validator
 
@@ -53,6 +54,10 @@ CURVE = ("accuracy", "format_rate", "entropy", "mean_length", "truncation_rate")
 """eval/… metrics kept of every validation."""
 PAIR_PROBLEMS, PAIR_SAMPLES, PAIRS_EACH = 1024, 8, 2
 """DPO: samples of so many train problems, and at most so many pairs of each."""
+
+
+SFT_EXAMPLES = 128
+"""Filtered traces that the SFT start was trained on."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +93,14 @@ class Bench:
 
     def _sft(self, seed: int) -> Path:
         study, problems = self.study, self.problems()
-        size, variant = study.sft_start
-        traces = problems
-        if variant == "filtered":
-            kept = FilterStage(reward=study.evaluation.reward)
-            inputs = {"problems": problems}
-            traces = _once(self.folder / "traces", lambda out: filter_stage.run(kept, inputs, out, MemoryRun()))
+        kept = FilterStage(reward=study.evaluation.reward)
+        inputs = {"problems": problems}
+        traces = _once(self.folder / "traces", lambda out: filter_stage.run(kept, inputs, out, MemoryRun()))
         config = SFTStage(
             sft=study.sft.model_copy(update={"validation_problems": 0}),
             sampling=study.sampling,
             reward=study.evaluation.reward,
-            size=None if size == "full" else size,
+            size=SFT_EXAMPLES,
             subset_seed=study.seed,
             seed=seed,
         )

@@ -83,7 +83,6 @@ def measure_store(folder: Path) -> dict[str, float]:
 
 def fill_store(folder: Path) -> None:
     """10,000 small artifacts and one that was deleted, written without the fsyncs of a real publication."""
-    from alignment_core.config import GRPOConfig
     from alignment_core.fingerprint import fingerprint
     from alignment_core.store import (
         MANIFEST,
@@ -93,6 +92,7 @@ def fill_store(folder: Path) -> None:
         content_digest,
         describe_file,
     )
+    from alignment_core.training_config import GRPOConfig
 
     code = fingerprint("alignment_core.stages.sft:run")
     ledger = []

@@ -18,8 +18,8 @@ def analyze(preset: str = "tiny", overrides: dict[str, Any] | None = None, root:
     What the study lacks is computed first. preset, overrides, root: as for the study flow.
     """
     with flow_run("analyze", preset, overrides, root) as (workspace, config):
-        ladder = steps.start(workspace, config)
-        steps.everything(ladder)
-        analysis = steps.analyze_step(ladder)
-        result = summarize(workspace, ladder.evaluations)
+        study = steps.start(workspace, config)
+        steps.run_experiments(study)
+        analysis = steps.analyze_step(study)
+        result = summarize(workspace, study.evaluations)
         return {**result, "analysis": str(workspace.store.path(analysis) / "analysis.json")}

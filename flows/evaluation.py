@@ -33,9 +33,7 @@ def evaluation(
     """
     with flow_run("evaluation", preset, overrides, root) as (workspace, config):
         if artifact is None:
-            ladder = steps.start(workspace, config)
-            steps.zero_shot(ladder)
-            evaluated = ladder.evaluations
+            evaluated = steps.start(workspace, config).evaluations
         else:
             found = workspace.store.find(artifact)
             require_model(workspace, found.ref(), found.label)

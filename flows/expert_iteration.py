@@ -20,7 +20,6 @@ def expert_iteration(
     preset, overrides, root: as for the study flow.
     """
     with flow_run("expert-iteration", preset, overrides, root) as (workspace, config):
-        ladder = steps.start(workspace, config)
-        steps.zero_shot(ladder)
-        steps.expert_iteration(ladder)
-        return summarize(workspace, ladder.evaluations)
+        study = steps.start(workspace, config)
+        steps.run_experiments(study, "expert_iteration")
+        return summarize(workspace, study.evaluations)

@@ -18,7 +18,6 @@ def grpo(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: st
     preset, overrides, root: as for the study flow.
     """
     with flow_run("grpo", preset, overrides, root) as (workspace, config):
-        ladder = steps.start(workspace, config)
-        steps.zero_shot(ladder)
-        steps.grpo_runs(ladder)
-        return summarize(workspace, ladder.evaluations)
+        study = steps.start(workspace, config)
+        steps.run_experiments(study, "grpo")
+        return summarize(workspace, study.evaluations)

@@ -39,6 +39,7 @@ def describe(plan: Plan, root: Path) -> Iterator[str]:
         size = stage.weight_bytes() if stage.status != "cached" else 0
         weights = f"  [{gigabytes(size)}]" if size else ""
         yield f"{WORDS[stage.status]:>10}  {stage.label}  {(stage.key or '-')[:12]}  {stage.reason}{weights}"
+    yield from plan.notes
     counts = {words: sum(one.status == status for one in plan.stages) for status, words in WORDS.items()}
     yield "stages: " + ", ".join(f"{count} {words}" for words, count in counts.items())
     yield from forecast(plan, root)

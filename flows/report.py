@@ -18,7 +18,7 @@ def report(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: 
     What the study lacks is computed first. preset, overrides, root: as for the study flow.
     """
     with flow_run("report", preset, overrides, root) as (workspace, config):
-        ladder = steps.start(workspace, config)
-        steps.everything(ladder)
-        analysis = steps.analyze_step(ladder)
-        return summarize(workspace, ladder.evaluations, steps.report_step(ladder, analysis))
+        study = steps.start(workspace, config)
+        steps.run_experiments(study)
+        analysis = steps.analyze_step(study)
+        return summarize(workspace, study.evaluations, steps.report_step(study, analysis))

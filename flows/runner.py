@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from alignment_core.config import StudyConfig
 from alignment_core.records import ArtifactRef
+from alignment_core.study_config import StudyConfig
 from flows.settings import load_config
 from tasks.evaluation import Evaluated, read_summary
 from tasks.workspace import Workspace, open_workspace

@@ -2,16 +2,15 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from alignment_core.config import StudyConfig
+from alignment_core.experiments import assign, check_experiments
 from alignment_core.prompts import read_template
+from alignment_core.study_config import StudyConfig
+from flows.presets import parse_yaml, read_preset
 
-PRESETS = Path(__file__).parent / "presets"
 PLAIN = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "should be a whole number"),
     **dict.fromkeys(("float_parsing", "float_type"), "should be a number"),
@@ -23,24 +22,21 @@ PLAIN = {
 """Kind of error -> what a setting should be, in words for people who write YAML."""
 
 
-def preset_names() -> list[str]:
-    """Names of the shipped presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
 def load_config(preset: str, overrides: dict[str, Any] | None = None) -> StudyConfig:
     """The preset (a shipped name or a YAML file) with overrides, dotted or nested, merged in and validated.
 
     Raises ValueError that names the wrong key, offers the nearest right one, and says where it stands.
     """
-    settings = _read(preset)
+    settings = read_preset(preset)
     for key, value in (overrides or {}).items():
-        _assign(settings, key.split("."), value)
+        assign(settings, key, value)
     try:
         config = StudyConfig.model_validate(settings)
+        check_experiments(config)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(entry) for entry in _one_per_place(error.errors()))
-        raise ValueError(f"preset {preset!r}: " + "; ".join(lines)) from error
+        places = [f"preset {preset!r}", *getattr(error, "__notes__", [])]
+        raise ValueError(f"{', '.join(places)}: {'; '.join(lines)}") from error
     for template in (config.prompt, config.plain_prompt):
         if template is not None:
             read_template(template)
@@ -52,16 +48,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"--set {text!r} is not key=value, e.g. --set grpo.n_grpo_steps=50")
-    parsed = _parse_yaml(value, f"--set {text!r}")
+    parsed = parse_yaml(value, f"--set {text!r}")
     quoted = value.lstrip().startswith(("'", '"'))
     return key, _number(parsed) if isinstance(parsed, str) and not quoted else parsed
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {error}") from error
 
 
 def _number(text: str) -> float | str:
@@ -70,43 +59,6 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _read(preset: str) -> dict[str, Any]:
-    shipped = PRESETS / f"{preset}.yaml"
-    path = shipped if shipped.is_file() else Path(preset)
-    if not path.is_file():
-        if Path(preset).suffix in {".yaml", ".yml"} or Path(preset).is_dir():
-            raise ValueError(f"no preset file {preset}: give an existing YAML file, or one of {_shipped()}")
-        near = difflib.get_close_matches(preset, preset_names(), 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no preset {preset!r}: {hint}Shipped: {_shipped()}; or give a YAML file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"preset {path} is not UTF-8 text: give a YAML file") from error
-    settings = _parse_yaml(text, f"preset {path}")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} is not a YAML mapping of study settings")
-    return settings
-
-
-def _assign(settings: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a dotted path; a mapping is merged into what is there, anything else replaces it."""
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            _assign(settings, [*path, *str(name).split(".")], item)
-        return
-    for name in path[:-1]:
-        inner = settings.get(name)
-        if not isinstance(inner, dict):
-            inner = settings[name] = {}
-        settings = inner
-    settings[path[-1]] = value
-
-
-def _shipped() -> str:
-    return ", ".join(preset_names())
 
 
 def _one_per_place(entries: Iterable[Any]) -> list[Any]:
@@ -177,7 +129,7 @@ def _all_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def _fields(path: list[Any]) -> list[str]:
     """Field names of the settings class at a path."""
     model: type[BaseModel] | None = StudyConfig
-    for name in path:
+    for name in (part for part in path if isinstance(part, str)):
         field = model.model_fields.get(name) if model is not None else None
         model = _section(field.annotation) if field is not None else None
     return list(model.model_fields) if model is not None else []

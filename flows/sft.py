@@ -18,7 +18,6 @@ def sft(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: str
     preset, overrides, root: as for the study flow.
     """
     with flow_run("sft", preset, overrides, root) as (workspace, config):
-        ladder = steps.start(workspace, config)
-        steps.zero_shot(ladder)
-        steps.sft_sweep(ladder)
-        return summarize(workspace, ladder.evaluations)
+        study = steps.start(workspace, config)
+        steps.run_experiments(study, "sft")
+        return summarize(workspace, study.evaluations)

@@ -19,7 +19,7 @@ def study(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: s
     root: folder of the store and of mlruns; default is the working directory.
     """
     with flow_run("study", preset, overrides, root) as (workspace, config):
-        ladder = steps.start(workspace, config)
-        steps.everything(ladder)
-        report = steps.report_step(ladder, steps.analyze_step(ladder))
-        return summarize(workspace, ladder.evaluations, report)
+        grown = steps.start(workspace, config)
+        steps.run_experiments(grown)
+        report = steps.report_step(grown, steps.analyze_step(grown))
+        return summarize(workspace, grown.evaluations, report)

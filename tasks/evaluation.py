@@ -1,11 +1,15 @@
 """Sampling, grading and their statistics as cached stages."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alignment_core.config import EvaluationConfig, SamplingConfig, Split, StudyConfig
+from alignment_core.choosing import Choice
+from alignment_core.config import EvaluationConfig, SamplingConfig, Split
+from alignment_core.planning import is_planned
 from alignment_core.records import ArtifactRef, EvalReport
 from alignment_core.seeding import derive_seed
-from alignment_core.stage_config import AnalyzeStage, Comparison, GradeStage, ReportStage, SampleStage
+from alignment_core.stage_config import AnalyzeStage, ChooseStage, Comparison, GradeStage, ReportStage, SampleStage
+from alignment_core.study_config import ExperimentConfig, StudyConfig
 from tasks.mlflow_format import flatten
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
@@ -70,6 +74,23 @@ def analyze(workspace: Workspace, evaluations: list[Evaluated]) -> ArtifactRef:
     stage = AnalyzeStage(evaluations=tuple(item.comparison for item in evaluations))
     inputs = {item.comparison.name: item.grade for item in evaluations}
     return run_cached(workspace, "analyze", stage, inputs, "analyze")
+
+
+def choose_winner(
+    workspace: Workspace, experiment: ExperimentConfig, groups: Sequence[str], judged: Mapping[str, ArtifactRef]
+) -> tuple[ArtifactRef, str]:
+    """The artifact of a choice among `groups`, and the winner; judged: grades of dev problems by member.
+
+    In a plan of members that are yet to train, the first listed stands in for the winner.
+    """
+    rule = experiment.choice.rule if experiment.choice is not None else "best"
+    stage = ChooseStage(candidates=tuple(groups), rule=rule)
+    ref = run_cached(workspace, "choose", stage, judged, f"{experiment.name}: choose")
+    if is_planned(ref):
+        if workspace.planner is not None:
+            workspace.planner.notes.append(f"{experiment.name}: not chosen yet; planned as if {groups[0]} had won")
+        return ref, groups[0]
+    return ref, Choice.model_validate_json((workspace.store.path(ref) / "choice.json").read_bytes()).winner
 
 
 def write_report(

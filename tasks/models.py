@@ -3,11 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from alignment_core.config import StudyConfig
 from alignment_core.model_folders import require_complete
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import ImportModelStage, PretrainStage
+from alignment_core.study_config import StudyConfig
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 

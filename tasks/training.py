@@ -1,9 +1,9 @@
 """Training runs as cached stages."""
 
-from alignment_core.config import StudyConfig
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
 from alignment_core.stage_config import GRPOStage, SampleStage, SelectStage, SFTStage
+from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import SFTConfig
 from tasks.evaluation import grade
 from tasks.models import import_checkpoint
@@ -50,8 +50,6 @@ def expert_round(
 ) -> tuple[ArtifactRef, ...]:
     """sample -> grade -> select -> SFT; returns the four artifacts, the new model last."""
     ei = config.expert_iteration
-    if ei is None:
-        raise ValueError("this study has no expert_iteration section")
     drawn = derive_seed(seed, "expert_iteration", round_index)
     stage = SampleStage(
         sampling=config.sampling.model_copy(update={"min_tokens": ei.min_tokens}),
@@ -96,11 +94,12 @@ def distill_traces(workspace: Workspace, config: StudyConfig, problems: Artifact
 def optimize_policy(
     workspace: Workspace, config: StudyConfig, model: ArtifactRef, problems: ArtifactRef, *, seed: int, label: str
 ) -> ArtifactRef:
-    """GRPO from `model`."""
-    if config.grpo is None:
-        raise ValueError("this study has no grpo section")
+    """GRPO from `model`, within the study's budget if it has one."""
+    grpo = config.grpo
+    if config.budget is not None:
+        grpo = grpo.model_copy(update={"time_budget_hours": config.budget.hours * config.budget.training_share})
     stage = GRPOStage(
-        grpo=config.grpo,
+        grpo=grpo,
         sampling=config.sampling,
         reward=config.evaluation.reward,
         compute_dtype=config.model.compute_dtype,

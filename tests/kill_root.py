@@ -3,21 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from alignment_core.config import (
-    ArithmeticConfig,
-    DataConfig,
-    GRPOConfig,
-    OptimizerConfig,
-    SamplingConfig,
-    ScratchModelConfig,
-    SFTConfig,
-)
+from alignment_core.config import ArithmeticConfig, DataConfig, SamplingConfig, ScratchModelConfig
 from alignment_core.events import read_events
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec, make_spec, run_stage
 from alignment_core.stage_config import GRPOStage, PrepareStage, PretrainStage, SFTStage
 from alignment_core.store import Store
+from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
 
 ARITHMETIC = ArithmeticConfig(
     max_total=7, step_shares=(1.0,), train=96, dev=8, test=8, wrong_trace_share=0.0, unformatted_trace_share=0.0

@@ -12,7 +12,7 @@ from tiny_models import byte_tokenizer, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
 from alignment_core.checkpoints import LoopIdentity, read_checkpoint, write_checkpoint
-from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.models import (
     disable_dropout,
     eos_ids,
@@ -28,6 +28,7 @@ from alignment_core.records import GradedResponse, Problem
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import build_requests, encode_trace, make_sampler
 from alignment_core.sft import train_sft
+from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
 
 TOKENIZER = byte_tokenizer()
 EXAMPLES = [encode_trace(TOKENIZER, f"{a}", f" {'so ' * a}</answer>") for a in range(10)]

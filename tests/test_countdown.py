@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment_core import countdown
-from alignment_core.config import StudyConfig
+from alignment_core.study_config import StudyConfig
 
 THINK = "User: {question}\nAssistant: <think>"
 

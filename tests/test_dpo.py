@@ -10,7 +10,7 @@ from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.dpo import PAIR_MEANS, TokenPair, dpo_steps, encode_pair, train_dpo
 from alignment_core.models import load_model, load_tokenizer, save_model
 from alignment_core.records import PreferencePair, Problem, write_jsonl
@@ -18,7 +18,7 @@ from alignment_core.runs import MemoryRun
 from alignment_core.sft import batch_indices
 from alignment_core.stage_config import DPOStage
 from alignment_core.stages import dpo as stage
-from alignment_core.training_config import DPOConfig
+from alignment_core.training_config import DPOConfig, OptimizerConfig
 
 TOKENIZER = byte_tokenizer()
 STOP = ("</answer>",)

@@ -10,13 +10,13 @@ from tiny_models import byte_tokenizer, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment_core.config import OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.rollouts import Rollout, collect_rollout
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, Sampler, make_sampler
-from alignment_core.training_config import GRPOConfig
+from alignment_core.training_config import GRPOConfig, OptimizerConfig
 
 TOKENIZER = byte_tokenizer()
 PROBLEMS = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="a") for i in range(5)]

@@ -19,8 +19,7 @@ SETTINGS = (
     "data.arithmetic.max_total=7",
     "data.arithmetic.step_shares=[1.0]",
     "data.arithmetic.train=128",
-    "sweep.sizes=[full]",
-    "expert_iteration=null",
+    "experiments=[{name: sft, method: sft}, {name: grpo/base, method: grpo}]",
     "grpo.n_grpo_steps=20",
 )
 """Smoke, smaller still, but with a GRPO run long enough to be met in the middle."""

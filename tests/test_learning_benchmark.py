@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignment_core.config import StudyConfig
 from alignment_core.runs import MemoryRun
+from alignment_core.study_config import StudyConfig
 from benchmarks import learning
 from benchmarks.learning_page import Gain, compared, verdict, write_page
 from benchmarks.learning_variants import DPO, MAIN, OFF_POLICY_BATCHES, VARIANTS, chosen, grpo_settings, planned

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.events import Event
 from alignment_core.stage_config import GRPOStage
 from alignment_core.stage_run import StageRun
+from alignment_core.training_config import GRPOConfig, OptimizerConfig
 
 
 def attempt(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, version: str = "2.13.0") -> list[str]:
@@ -72,11 +73,3 @@ def test_what_only_rounds_otherwise_is_in_no_key_and_is_said_aloud_on_a_resume(t
     after.close()
     (line,) = [event.name for event in heard if event.kind == "say"]
     assert "another grpo.micro_batch_tokens 16384 -> 4096, sampling.batch_size 256 -> 32: close to" in line
-
-
-def test_a_later_start_does_not_touch_the_runs_there_are() -> None:
-    stages = [
-        GRPOStage(grpo=GRPOConfig(starts=starts), sampling=SamplingConfig(), seed=0)
-        for starts in (("base",), ("base", "sft"))
-    ]
-    assert stages[0].key_settings() == stages[1].key_settings()

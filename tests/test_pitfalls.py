@@ -32,14 +32,13 @@ from transformers import PreTrainedModel
 
 from alignment_core import dpo, engine, policy_gradient, sft
 from alignment_core.batching import TokenSequence, collate
-from alignment_core.config import OptimizerConfig
 from alignment_core.logprobs import response_log_probs
 from alignment_core.optimization import make_optimizer
 from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.rollouts import collect_rollout
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import build_requests, make_sampler
-from alignment_core.training_config import GRPOConfig, SFTConfig
+from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
 
 
 def test_token_ids_in_token_ids_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ import torch
 from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
 
-from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.overlap import Grader
 from alignment_core.policy_gradient import train_grpo, updates_per_step
 from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.rollouts import collect_rollout, completion_metrics, completion_rows, draw_problems
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, make_sampler
+from alignment_core.training_config import GRPOConfig, OptimizerConfig
 from alignment_core.validation import make_validator, validation_metrics
 
 TOKENIZER = byte_tokenizer()

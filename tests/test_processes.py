@@ -12,10 +12,11 @@ import torch
 from parallel_training import LOOPS, train
 from safetensors.torch import load_file
 
-from alignment_core.config import ModelConfig, ScratchModelConfig, StudyConfig
+from alignment_core.config import ModelConfig, ScratchModelConfig
 from alignment_core.models import tensors_by_name
 from alignment_core.processes import FollowerRun, gather, interleave, own_run, process_count, share_of
 from alignment_core.runs import MemoryRun
+from alignment_core.study_config import StudyConfig
 
 SCRIPT = Path(__file__).with_name("parallel_training.py")
 

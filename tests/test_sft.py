@@ -6,11 +6,12 @@ from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import OptimizerConfig, SamplingConfig, SFTConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.optimization import apply_update, learning_rate_at, make_optimizer
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, encode_trace, make_sampler
 from alignment_core.sft import batch_indices, train_sft, validation_due
+from alignment_core.training_config import OptimizerConfig, SFTConfig
 
 TOKENIZER = byte_tokenizer()
 EXAMPLES = [encode_trace(TOKENIZER, f"{a}+{b}=", f" {'so ' * a}{a + b}</answer>") for a in range(4) for b in range(3)]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny_models import byte_tokenizer, tiny_model
 
-from alignment_core.config import OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.losses import grpo_clip_loss
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.records import GradedResponse, Problem
 from alignment_core.runs import MemoryRun
 from alignment_core.step_metrics import ALWAYS, SOMETIMES, StepStatistics, peak_memory_gb, throughput
-from alignment_core.training_config import GRPOConfig
+from alignment_core.training_config import GRPOConfig, OptimizerConfig
 
 TOKENIZER = byte_tokenizer()
 PROBLEMS = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="a") for i in range(5)]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from alignment_core.config import StudyConfig
+from alignment_core.experiments import Member, members_of
 from alignment_core.records import ArtifactRef
+from alignment_core.study_config import StudyConfig
 from flows import steps
+from flows.methods import Start
 from flows.settings import load_config
 from tasks.workspace import Workspace, open_workspace
 
@@ -23,25 +25,24 @@ def workspace(tmp_path: Path) -> Workspace:
         return opened
 
 
-def ladder(workspace: Workspace, **overrides: object) -> steps.Ladder:
-    """A study at its start."""
-    config: StudyConfig = load_config("tiny", overrides)
-    return steps.Ladder(workspace, config, REF, REF)
+def place(workspace: Workspace, variant: str) -> tuple[steps.Study, list[tuple[Member, Start]]]:
+    """A study at its start, with one SFT member and where that begins."""
+    config: StudyConfig = load_config("tiny", {"examples.variant": variant, "only": ["grpo/base"]})
+    (sft,) = [one for one in config.experiments if one.name == "sft"]
+    member = members_of(config, sft.model_copy(update={"grid": {}}), {})[0]
+    return steps.Study(workspace, config), [(member, Start(REF, REF, "zero-shot"))]
 
 
-def test_a_start_from_sft_without_traces_is_refused(workspace: Workspace) -> None:
-    with pytest.raises(ValueError, match="no traces to start from SFT"):
-        steps.require_traces(ladder(workspace))
-    alone = ladder(workspace, **{"grpo.starts": ["base"]})
-    steps.require_traces(alone)
-    assert not steps.has_traces(alone)
+def test_sft_without_traces_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(ValueError, match="no traces to imitate"):
+        steps.require_traces(*place(workspace, "filtered"))
 
 
-def test_greedy_sampling_is_refused_where_grpo_would_train_on_it(workspace: Workspace) -> None:
-    greedy = ladder(workspace, **{"sampling.temperature": 0})
+def test_greedy_sampling_is_refused_where_grpo_would_train_on_it() -> None:
     with pytest.raises(ValueError, match="GRPO trains on samples of the policy"):
-        steps.require_trainable(greedy.config)
-    steps.require_trainable(ladder(workspace, **{"sampling.temperature": 0, "grpo": None}).config)
+        load_config("tiny", {"sampling.temperature": 0})
+    alone = [{"name": "sft", "method": "sft"}]
+    assert load_config("tiny", {"sampling.temperature": 0, "experiments": alone}).sampling.temperature == 0
 
 
 def test_a_scratch_model_without_arithmetic_is_refused_before_any_stage(workspace: Workspace) -> None:
@@ -55,7 +56,7 @@ def test_a_scratch_model_without_arithmetic_is_refused_before_any_stage(workspac
     ("overrides", "words"),
     [
         ({"seeds": [0, 0]}, "each once"),
-        ({"sweep.sizes": [], "grpo.starts": ["base"]}, "must each have a member"),
+        ({"experiments": [{"name": "x", "method": "grpo", "grid": {"seed": []}}]}, "has no value for seed"),
         ({"prompt": "nosuch"}, "no prompt template"),
     ],
 )

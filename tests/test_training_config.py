@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignment_core.config import ArithmeticConfig, DataConfig, ModelConfig, SamplingConfig, ScratchModelConfig
-from alignment_core.config import StudyConfig as Study
+from alignment_core.study_config import StudyConfig as Study
 from alignment_core.training_config import DPOConfig, GRPOConfig
 
 OFF_POLICY = {"epochs_per_rollout_batch": 2, "train_batch_size": 128}

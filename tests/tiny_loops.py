@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from alignment_core import dpo, policy_gradient, sft
 from alignment_core.batching import TokenSequence
-from alignment_core.config import OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, encode_trace, make_sampler
-from alignment_core.training_config import DPOConfig, GRPOConfig, SFTConfig
+from alignment_core.training_config import DPOConfig, GRPOConfig, OptimizerConfig, SFTConfig
 
 TOKENIZER = byte_tokenizer()
 EOS_ID = TOKENIZER.convert_tokens_to_ids(EOS)

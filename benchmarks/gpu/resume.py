@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.records import GradedResponse, Problem
 from alignment_core.runs import MemoryRun
+from alignment_core.training_config import GRPOConfig, OptimizerConfig
 from benchmarks.gpu import common
 
 

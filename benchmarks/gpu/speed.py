@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence, collate, micro_batches
-from alignment_core.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from alignment_core.config import SamplingConfig
 from alignment_core.logprobs import response_log_probs
 from alignment_core.models import autocast, set_checkpointing, vocab_limit
 from alignment_core.policy_gradient import train_grpo
@@ -24,6 +24,7 @@ from alignment_core.rewards import grade_batch
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import Progress, PromptRequest, Sampler, build_requests, make_sampler
 from alignment_core.sft import train_sft
+from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
 from benchmarks.gpu import common
 from benchmarks.gpu.bench import (
     Bench,

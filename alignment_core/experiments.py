@@ -1,0 +1,234 @@
+"""From the experiments of a study to their members: which settings, start and seed each training run has.
+
+An experiment's members are every combination of its grid with every entry of its `members`, each for every seed. What
+a winner decides is known only once there is one, so `members_of` is asked for one experiment at a time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyConfig
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training run (or, for `evaluate`, one evaluation) of an experiment."""
+
+    experiment: str
+    group: str
+    """Its name without the seed: what repetitions share."""
+    seed: int
+    method: Method
+    start: str
+    """`base`, or the group it starts from."""
+    varied: dict[str, Any]
+    """The settings in which the experiment's members differ."""
+    config: StudyConfig
+    """The study's settings with this member's own; its `experiments` are empty."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the study."""
+        return f"{self.group}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One combination of settings of an experiment."""
+
+    group: str
+    varied: dict[str, Any]
+
+
+def assign(settings: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted name; a mapping is merged into what is there, anything else replaces it."""
+    if isinstance(value, Mapping) and value:
+        for inner, item in value.items():
+            assign(settings, f"{name}.{inner}", item)
+        return
+    *path, last = name.split(".")
+    for part in path:
+        inner = settings.get(part)
+        if not isinstance(inner, dict):
+            inner = settings[part] = {}
+        settings = inner
+    settings[last] = value
+
+
+def with_settings(config: StudyConfig, *layers: Mapping[str, Any]) -> StudyConfig:
+    """The settings with others, by dotted name, over them, validated; later layers win.
+
+    Raises pydantic's ValidationError for a name or a value that does not exist.
+    """
+    settings = config.model_dump(exclude={"experiments"})
+    for layer in layers:
+        for name, value in layer.items():
+            assign(settings, name, value)
+    return StudyConfig.model_validate(settings)
+
+
+def variations(experiment: ExperimentConfig) -> list[Variation]:
+    """Every combination of settings, in the order in which the experiment lists them."""
+    found = []
+    names = tuple(experiment.grid)
+    for own, settings in experiment.members.items() or [("", {})]:
+        for values in product(*experiment.grid.values()):
+            parts = [experiment.name, own, *map(_text, values)]
+            varied = {**settings, **dict(zip(names, values, strict=True))}
+            found.append(Variation("/".join(filter(None, parts)), varied))
+    return found
+
+
+def members_of(
+    config: StudyConfig,
+    experiment: ExperimentConfig,
+    winners: Mapping[str, Variation],
+    carried: Sequence[Mapping[str, Any]] = (),
+) -> list[Member]:
+    """The members of one experiment, seed by seed for each combination.
+
+    winners: of earlier experiments with a choice, by name; carried: settings of the winners it carries.
+    Raises ValidationError as `with_settings` does.
+    """
+    start = winners[experiment.start].group if experiment.start in winners else experiment.start
+    seeds = config.seeds if experiment.seeds is None else experiment.seeds
+    return [
+        Member(
+            experiment=experiment.name,
+            group=one.group,
+            seed=seed,
+            method=experiment.method,
+            start=start,
+            varied=one.varied,
+            config=with_settings(config, *carried, experiment.settings, one.varied),
+        )
+        for one in variations(experiment)
+        for seed in seeds
+    ]
+
+
+def carried_settings(
+    config: StudyConfig, experiment: ExperimentConfig, winners: Mapping[str, Variation]
+) -> list[dict[str, Any]]:
+    """What an experiment takes from the winners it carries: their experiment's settings, then their own."""
+    by_name = {one.name: one for one in config.experiments}
+    layers: list[dict[str, Any]] = []
+    for name in experiment.carry:
+        layers += [by_name[name].settings, winners[name].varied]
+    return layers
+
+
+def check_experiments(config: StudyConfig) -> None:
+    """Raise ValueError for experiments that cannot be: unknown starts, repeated names, wrong settings.
+
+    Winners to come are taken to be the first listed, so that every setting is looked at before anything runs.
+    """
+    groups: dict[str, tuple[int, ...]] = {}
+    winners: dict[str, Variation] = {}
+    for experiment in config.experiments:
+        seeds = config.seeds if experiment.seeds is None else experiment.seeds
+        _check_start(experiment, seeds, groups, winners)
+        for name in experiment.carry:
+            if name not in winners:
+                raise ValueError(
+                    f"experiment {experiment.name!r} carries {name!r}, which is no earlier experiment with a choice: "
+                    f"{_known(winners)}"
+                )
+        found = variations(experiment)
+        for one in found:
+            if one.group in groups:
+                raise ValueError(f"two members of the experiments are called {one.group!r}: give each its own name")
+            groups[one.group] = seeds
+        try:
+            for member in members_of(config, experiment, winners, carried_settings(config, experiment, winners)):
+                _check_trainable(member)
+        except ValidationError as error:
+            error.add_note(f"experiment {experiment.name!r}")
+            raise
+        if experiment.choice is not None:
+            winners[experiment.name] = found[0]
+    names = [experiment.name for experiment in config.experiments]
+    for wanted in config.only or ():
+        if not any(_within(name, wanted) for name in names):
+            raise ValueError(f"only: no experiment is called {wanted!r}: {_known(names)}")
+
+
+def _check_trainable(member: Member) -> None:
+    """Refuse sampling that GRPO cannot train on; greedy evaluation alone is fine."""
+    sampling = member.config.sampling
+    if member.method == "grpo" and (sampling.temperature == 0 or sampling.top_p != 1):
+        raise ValueError(
+            f"{member.group}: GRPO trains on samples of the policy itself: set sampling.top_p to 1 and "
+            "sampling.temperature above 0, or take it out of the experiments"
+        )
+
+
+def _check_start(
+    experiment: ExperimentConfig,
+    seeds: tuple[int, ...],
+    groups: Mapping[str, tuple[int, ...]],
+    winners: Mapping[str, Variation],
+) -> None:
+    start = winners[experiment.start].group if experiment.start in winners else experiment.start
+    if start == BASE:
+        return
+    if start not in groups:
+        raise ValueError(
+            f"experiment {experiment.name!r} starts from {start!r}, which is neither 'base' nor a member of an earlier "
+            f"experiment: {_known([*winners, *groups])}"
+        )
+    if lacking := sorted(set(seeds) - set(groups[start])):
+        raise ValueError(
+            f"experiment {experiment.name!r} starts from {start!r}, which has no seed {lacking[0]}: give both the same"
+        )
+
+
+def selected(config: StudyConfig, method: Method | None = None) -> tuple[ExperimentConfig, ...]:
+    """The experiments that `only` names, or of one method, and what those start from or carry, in the study's order."""
+    by_group = {one.group: experiment for experiment in config.experiments for one in variations(experiment)}
+    by_group |= {experiment.name: experiment for experiment in config.experiments}
+    wanted: list[str] = []
+
+    def want(experiment: ExperimentConfig) -> None:
+        if experiment.name not in wanted:
+            wanted.append(experiment.name)
+            for name in (experiment.start, *experiment.carry):
+                if name != BASE:
+                    want(by_group[name])
+
+    for experiment in config.experiments:
+        named = config.only is None or any(_within(experiment.name, name) for name in config.only)
+        if named and method in (None, experiment.method):
+            want(experiment)
+    return tuple(one for one in config.experiments if one.name in wanted)
+
+
+def _within(name: str, wanted: str) -> bool:
+    """Whether `grpo/lr` is `grpo/lr` or lies below `grpo`."""
+    return name == wanted or name.startswith(f"{wanted}/")
+
+
+def waves(experiments: Sequence[ExperimentConfig]) -> Iterator[tuple[ExperimentConfig, ...]]:
+    """The experiments in groups that wait for nothing but the groups before."""
+    depth: dict[str, int] = {BASE: 0}
+    levels: dict[int, list[ExperimentConfig]] = {}
+    for experiment in experiments:
+        level = 1 + max(depth[name] for name in (experiment.start, *experiment.carry))
+        depth |= {one.group: level for one in variations(experiment)} | {experiment.name: level}
+        levels.setdefault(level, []).append(experiment)
+    yield from (tuple(levels[level]) for level in sorted(levels))
+
+
+def _text(value: object) -> str:
+    """A value as part of a name."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "-".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _known(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return f"there are {', '.join(names)}" if names else "there is none"

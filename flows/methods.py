@@ -1,0 +1,145 @@
+"""What a member of an experiment does: from the model it starts from to its evaluations, as a list of task calls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from alignment_core.config import Variant
+from alignment_core.experiments import Member
+from alignment_core.records import ArtifactRef
+from alignment_core.seeding import derive_seed
+from alignment_core.stage_config import Comparison
+from alignment_core.study_config import Method, StudyConfig
+from tasks.data import count_traces, filter_traces
+from tasks.evaluation import Evaluated, evaluate
+from tasks.training import distill_traces, expert_round, finetune, optimize_policy
+from tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a member begins."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    evaluation: str
+    """Name of the start's own evaluation."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a member came to."""
+
+    model: ArtifactRef
+    evaluations: list[Evaluated]
+    """The last one is of `model`."""
+    runs: dict[str, ArtifactRef] = field(default_factory=dict)
+    """Training stages by name, for the curves."""
+
+
+def train(workspace: Workspace, member: Member, start: Start) -> Trained:
+    """Everything one member computes."""
+    return _METHODS[member.method](workspace, member, start)
+
+
+def trace_set(workspace: Workspace, config: StudyConfig, problems: ArtifactRef, variant: Variant) -> ArtifactRef:
+    """The artifact that holds the traces of a variant."""
+    if variant == "raw":
+        return problems
+    make = filter_traces if variant == "filtered" else distill_traces
+    return make(workspace, config, problems)
+
+
+def _evaluate(workspace: Workspace, member: Member, start: Start) -> Trained:
+    comparison = _comparison(member, start, "zero-shot")
+    return Trained(start.model, [evaluate(workspace, member.config, comparison, start.model, start.problems)])
+
+
+def _sft(workspace: Workspace, member: Member, start: Start) -> Trained:
+    config, examples = member.config, member.config.examples
+    traces = trace_set(workspace, config, start.problems, examples.variant)
+    size = None if examples.size == "full" else examples.size
+    model = finetune(
+        workspace,
+        config,
+        start.model,
+        traces,
+        start.problems,
+        sft=config.sft,
+        seed=member.seed,
+        label=member.name,
+        size=size,
+    )
+    shown = size or count_traces(workspace, traces)
+    comparison = _comparison(member, start, "sft", size=shown, variant=examples.variant)
+    return _trained(workspace, member, start, comparison, model)
+
+
+def _expert_iteration(workspace: Workspace, member: Member, start: Start) -> Trained:
+    """sample -> grade -> select -> SFT -> evaluate, each round from the policy of the one before."""
+    config, model = member.config, start.model
+    rounds = config.expert_iteration.n_ei_steps
+    evaluations: list[Evaluated] = []
+    runs: dict[str, ArtifactRef] = {}
+    training: tuple[ArtifactRef, ...] = ()
+    for index in range(1, rounds + 1):
+        label = f"{member.name}/round-{index:02d}"
+        seed = derive_seed(member.seed, member.start)
+        stages = expert_round(workspace, config, model, start.problems, seed=seed, label=label, round_index=index)
+        runs[label] = model = stages[-1]
+        training += stages
+        name = member.name if index == rounds else label
+        comparison = _comparison(member, start, "ei", name=name, step=index)
+        evaluations.append(evaluate(workspace, config, comparison, model, start.problems, training=training))
+    return Trained(model, evaluations, runs)
+
+
+def _grpo(workspace: Workspace, member: Member, start: Start) -> Trained:
+    seed = derive_seed(member.seed, member.start)
+    model = optimize_policy(workspace, member.config, start.model, start.problems, seed=seed, label=member.name)
+    return _trained(workspace, member, start, _comparison(member, start, "grpo"), model)
+
+
+_METHODS: dict[Method, Callable[[Workspace, Member, Start], Trained]] = {
+    "evaluate": _evaluate,
+    "sft": _sft,
+    "expert_iteration": _expert_iteration,
+    "grpo": _grpo,
+}
+
+
+def _trained(
+    workspace: Workspace,
+    member: Member,
+    start: Start,
+    comparison: Comparison,
+    model: ArtifactRef,
+    before: tuple[ArtifactRef, ...] = (),
+) -> Trained:
+    """One training stage and its evaluation; `before`: stages that its cost includes."""
+    evaluated = evaluate(workspace, member.config, comparison, model, start.problems, training=(*before, model))
+    return Trained(model, [evaluated], {member.name: model})
+
+
+def _comparison(
+    member: Member,
+    start: Start,
+    method: str,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    variant: Variant | None = None,
+    step: int | None = None,
+) -> Comparison:
+    return Comparison.model_validate(
+        {
+            "name": name or member.name,
+            "method": method,
+            "start": start.evaluation,
+            "seed": member.seed,
+            "size": size,
+            "variant": variant,
+            "step": step,
+            "experiment": member.experiment,
+            "varied": member.varied,
+        }
+    )

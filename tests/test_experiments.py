@@ -1,0 +1,145 @@
+"""Members of experiments: what each is called, what it computes, and what cannot be."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignment_core.experiments import assign, carried_settings, members_of, selected, variations, waves
+from alignment_core.study_config import ExperimentConfig, StudyConfig
+from flows.settings import load_config
+
+GROUP = "grpo.group_size"
+RATE = "grpo.optimizer.learning_rate"
+
+
+def study(*experiments: dict[str, Any], **more: Any) -> StudyConfig:
+    """The tiny study with other experiments."""
+    return load_config("tiny", {"experiments": list(experiments), **more})
+
+
+def groups(config: StudyConfig, number: int = 0) -> list[str]:
+    """What the members of an experiment are called."""
+    return [one.group for one in variations(config.experiments[number])]
+
+
+def test_members_are_every_combination_in_the_order_listed() -> None:
+    config = study(
+        {
+            "name": "grpo",
+            "method": "grpo",
+            "members": {"on": {}, "off": {"grpo.epochs_per_rollout_batch": 2, "grpo.loss_type": "grpo_clip"}},
+            "grid": {RATE: [1e-5, 2e-4], "grpo.use_std_normalization": [True, False]},
+        },
+        seeds=[3, 5],
+    )
+    assert groups(config) == [
+        f"grpo/{own}/{rate}/{std}" for own in ("on", "off") for rate in ("1e-05", "0.0002") for std in ("true", "false")
+    ]
+    members = members_of(config, config.experiments[0], {})
+    assert [one.name for one in members[:3]] == [
+        "grpo/on/1e-05/true/seed3",
+        "grpo/on/1e-05/true/seed5",
+        "grpo/on/1e-05/false/seed3",
+    ]
+    last = members[-1]
+    assert last.seed == 5
+    assert last.config.grpo.epochs_per_rollout_batch == 2
+    assert last.config.grpo.optimizer.learning_rate == 2e-4
+    assert not last.config.grpo.use_std_normalization
+    assert last.varied[RATE] == 2e-4
+    assert last.config.experiments == ()
+
+
+def test_a_member_has_the_settings_of_the_study_where_it_says_nothing() -> None:
+    config = study({"name": "x", "method": "grpo"}, **{"grpo.n_grpo_steps": 7})
+    (member,) = members_of(config, config.experiments[0], {})
+    assert member.config == config.model_copy(update={"experiments": ()})
+
+
+def test_an_experiment_starts_from_and_carries_a_winner() -> None:
+    config = study(
+        {
+            "name": "lr",
+            "method": "grpo",
+            "grid": {RATE: [1e-5, 3e-5]},
+            "choice": {},
+            "settings": {"grpo.group_size": 4},
+        },
+        {"name": "std", "method": "grpo", "carry": ["lr"], "members": {"none": {"grpo.use_std_normalization": False}}},
+        {"name": "more", "method": "grpo", "start": "lr"},
+    )
+    lr, std, more = config.experiments
+    won = {"lr": variations(lr)[1]}
+    (member,) = members_of(config, std, won, carried_settings(config, std, won))
+    assert member.config.grpo.optimizer.learning_rate == 3e-5
+    assert member.config.grpo.group_size == 4
+    assert not member.config.grpo.use_std_normalization
+    assert member.start == "base"
+    assert members_of(config, more, won)[0].start == "lr/3e-05"
+    assert [[one.name for one in wave] for wave in waves(config.experiments)] == [["lr"], ["std", "more"]]
+
+
+def test_only_takes_what_the_named_ones_start_from_along() -> None:
+    config = load_config("tiny", {"only": ["grpo/sft"]})
+    assert [one.name for one in selected(config)] == ["sft", "grpo/sft"]
+    assert [one.name for one in selected(load_config("tiny", {"only": ["grpo"]}))] == ["sft", "grpo/base", "grpo/sft"]
+    assert [one.name for one in selected(load_config("tiny"), "expert_iteration")] == ["ei/base"]
+    assert selected(load_config("tiny")) == load_config("tiny").experiments
+
+
+@pytest.mark.parametrize(
+    ("experiments", "words"),
+    [
+        (
+            [{"name": "x", "method": "grpo", "grid": {"grpo.lerning_rate": [1]}}],
+            "'x': grpo.lerning_rate: no such",
+        ),
+        ([{"name": "x", "method": "grpo", "grid": {RATE: []}}], f"no value for {RATE}"),
+        ([{"name": "x", "method": "grpo", "grid": {RATE: [1e-5, "fast"]}}], f"{RATE} should be a number, not 'fast'"),
+        ([{"name": "x", "method": "grpo", "start": "y"}], "starts from 'y', which is neither 'base'"),
+        (
+            [{"name": "x", "method": "grpo"}, {"name": "x", "method": "grpo"}],
+            "two members of the experiments are",
+        ),
+        ([{"name": "x", "method": "grpo", "grid": {RATE: [1e-5, 1e-5]}}], "two members of the experiments are"),
+        (
+            [{"name": "x", "method": "grpo", "carry": ["y"]}],
+            "carries 'y', which is no earlier experiment",
+        ),
+        ([{"name": "../x", "method": "grpo"}], "cannot name an experiment"),
+        ([{"name": "x", "method": "ppo"}], "experiments.0.method should be 'evaluate'"),
+        (
+            [{"name": "x", "method": "sft", "seeds": [1]}, {"name": "y", "method": "grpo", "start": "x", "seeds": [2]}],
+            "starts from 'x', which has no seed 2",
+        ),
+        ([{"name": "x", "method": "sft", "settings": {"examples.variant": "distilled"}}], "give distillation.teacher"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_runs(experiments: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ValueError, match=r"preset|experiment|members|name") as caught:
+        study(*experiments)
+    assert words in str(caught.value)
+
+
+def test_only_names_what_there_is() -> None:
+    with pytest.raises(ValueError, match="no experiment is called 'dpo': there are sft"):
+        load_config("tiny", {"only": ["dpo"]})
+
+
+@given(st.dictionaries(st.sampled_from(["a", "a.b", "a.c", "d"]), st.integers(), max_size=4))
+def test_assigned_names_are_found_again(layer: dict[str, int]) -> None:
+    settings: dict[str, Any] = {}
+    for name, value in layer.items():
+        assign(settings, name, value)
+    if layer:
+        *path, last = list(layer)[-1].split(".")
+        found: Any = settings
+        for part in path:
+            found = found[part]
+        assert found[last] == list(layer.values())[-1]
+
+
+def test_an_experiment_without_anything_to_vary_is_one_member() -> None:
+    assert [one.group for one in variations(ExperimentConfig(name="grpo/base", method="grpo"))] == ["grpo/base"]
