@@ -32,7 +32,7 @@ from alignment_core.losses import (
 from alignment_core.models import ComputeDtype, device_of, disable_dropout
 from alignment_core.optimization import UpdateReport, apply_update, checked_loss, make_optimizer
 from alignment_core.overlap import Grader
-from alignment_core.processes import gather, own_run, process_rank, sum_over_processes
+from alignment_core.processes import first_of, gather, own_run, process_rank, sum_over_processes
 from alignment_core.random_draws import permutation
 from alignment_core.records import Problem
 from alignment_core.rollouts import Rollout, collect_rollout, completion_rows, grader_for
@@ -58,7 +58,7 @@ def train_grpo(
     sampler: Sampler | None = None,
     final_state: Path | None = None,
 ) -> int:
-    """Train `model` in place; return the number of rollout steps.
+    """Train `model` in place; return the number of rollout steps asked for.
 
     `model` holds the start policy, also where the run resumes: a KL penalty pulls to the weights it comes with.
     final_state: new folder for weights and moments after the last step, from which a longer run can go on.
@@ -81,7 +81,10 @@ def train_grpo(
     sampler = sampler or make_sampler(model, tokenizer, sampling, compute_dtype)
     if done == 0 and validate is not None:
         run.emit(0, validate(0, model), total)
+    longest = 0.0
     for step in range(done, total):
+        if _budget_spent(run, config, longest):
+            break
         started = time.perf_counter()
         sampler.update_weights(model)
         synced = time.perf_counter()
@@ -94,12 +97,23 @@ def train_grpo(
             run.emit_rows("rollouts", step + 1, rows)
             metrics |= validate(step + 1, model) if validate is not None else {}
         run.emit(step + 1, metrics, total)
+        longest = max(longest, time.perf_counter() - started)
         checkpoint_if_due(run, model, learner.optimizer, step + 1, identity)
     if final_state is not None and process_rank() == 0:
         final_state.mkdir()
         write_checkpoint(final_state, model, learner.optimizer, total, identity)
     model.eval()
     return total
+
+
+def _budget_spent(run: RunContext, config: GRPOConfig, longest_step: float) -> bool:
+    """Whether a step as long as the longest so far would end beyond the time granted; said aloud if so."""
+    if config.time_budget_hours is None:
+        return False
+    spent = first_of(run.seconds()) + first_of(longest_step) > 3600 * config.time_budget_hours
+    if spent:
+        run.say(f"stops: another step would exceed the budget of {config.time_budget_hours:.3g} hours")
+    return spent
 
 
 def updates_per_step(config: GRPOConfig) -> int:

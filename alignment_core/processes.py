@@ -75,6 +75,11 @@ def gather(value: T) -> list[T]:
     return found
 
 
+def first_of(value: T) -> T:
+    """The first process's value, in all of them."""
+    return gather(value)[0]
+
+
 def share_of(count: int) -> range:
     """Which of `count` items this process takes."""
     return range(process_rank(), count, process_count())
@@ -97,6 +102,10 @@ class FollowerRun:
 
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Nothing."""
+
+    def seconds(self) -> float:
+        """The first process's count; asked of it through `first_of`, so never here."""
+        return 0.0
 
     def checkpoint_due(self) -> bool:
         """Never."""

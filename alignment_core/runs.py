@@ -19,6 +19,9 @@ class RunContext(Protocol):
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Record a table of samples, e.g. rollouts."""
 
+    def seconds(self) -> float:
+        """Wall-clock time spent so far, attempts that were cut off included as far as their checkpoint covers them."""
+
     def checkpoint_due(self) -> bool:
         """Whether enough time has passed since the last checkpoint."""
 
@@ -44,7 +47,7 @@ class MemoryRun:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.rows: list[tuple[str, int, list[dict[str, object]]]] = []
         self.lines: list[str] = []
-        self._saved_at = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
 
     def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
         """Keep the point in `points`."""
@@ -53,6 +56,10 @@ class MemoryRun:
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Keep the table in `rows`."""
         self.rows.append((name, step, [dict(row) for row in rows]))
+
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self._began
 
     def checkpoint_due(self) -> bool:
         """True when `checkpoint_seconds` have passed and there is a folder to save to."""

@@ -145,6 +145,11 @@ class GRPOConfig(EngineConfig):
                 f"grpo.train_batch_size {self.train_batch_size}: take a train batch that divides it, "
                 f"{self.rollout_batch_size} for one update per batch"
             )
+        if self.time_budget_hours is not None and self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"grpo.time_budget_hours leaves the number of steps open, which a {self.optimizer.schedule} schedule "
+                "needs: set grpo.optimizer.schedule to constant"
+            )
         if self.keep_state and self.optimizer.schedule != "constant":
             raise ValueError(
                 f"grpo.keep_state goes with a constant learning rate: every step of a {self.optimizer.schedule} "

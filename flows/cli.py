@@ -28,7 +28,12 @@ app = typer.Typer(
 artifacts = typer.Typer(no_args_is_help=True, help="Look into the artifact store.")
 app.add_typer(artifacts, name="artifacts")
 
-Preset = Annotated[str, typer.Argument(help="A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b) or a YAML file.")]
+Preset = Annotated[
+    str,
+    typer.Argument(
+        help="A scale (smoke, tiny, gsm8k-1.5b, math-1.5b), SCALE/STUDY (see `alignflow studies`) or a YAML file."
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. grpo.n_grpo_steps=20.")
 ]
@@ -64,9 +69,46 @@ def _options(
 
 
 @app.command()
-def run(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def run(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall-clock time of each GRPO run with its evaluation, e.g. 4h or 30m.")
+    ] = None,
+) -> None:
     """The whole study."""
-    _run_flow("study", preset, overrides, root, plan)
+    extra = [] if budget is None else [f"budget.hours={_user(lambda: _hours(budget))}"]
+    _run_flow("study", preset, [*(overrides or []), *extra], root, plan)
+
+
+def _hours(text: str) -> float:
+    """`4h`, `1.5h` or `30m` in hours; ValueError for anything else."""
+    units = {"h": 1.0, "m": 1 / 60}
+    try:
+        hours = float(text[:-1]) * units[text[-1:]]
+    except (KeyError, ValueError):
+        hours = 0.0
+    if not 0 < hours < float("inf"):
+        raise ValueError(f"--budget {text!r} is no time: give hours or minutes, e.g. 4h or 30m")
+    return hours
+
+
+@app.command()
+def studies() -> None:
+    """The shipped studies; each runs at every scale: `alignflow run SCALE/STUDY`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.presets import scale_names, study_questions
+
+    table = Table("study", "what it asks", box=None)
+    for name, question in study_questions().items():
+        table.add_row(name, question)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\nscales: {', '.join(scale_names())}; each alone runs its own ladder of methods")
 
 
 @app.command()

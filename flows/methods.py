@@ -23,6 +23,8 @@ class Start:
     problems: ArtifactRef
     evaluation: str
     """Name of the start's own evaluation."""
+    asked_by: str = ""
+    """The member that the problems were prepared for, where they are not the study's own."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ def train(workspace: Workspace, member: Member, start: Start) -> Trained:
     return _METHODS[member.method](workspace, member, start)
 
 
-def trace_set(workspace: Workspace, config: StudyConfig, problems: ArtifactRef, variant: Variant) -> ArtifactRef:
+def trace_set(workspace: Workspace, config: StudyConfig, start: Start, variant: Variant) -> ArtifactRef:
     """The artifact that holds the traces of a variant."""
     if variant == "raw":
-        return problems
+        return start.problems
     make = filter_traces if variant == "filtered" else distill_traces
-    return make(workspace, config, problems)
+    return make(workspace, config, start.problems, f"/{start.asked_by}" if start.asked_by else "")
 
 
 def _evaluate(workspace: Workspace, member: Member, start: Start) -> Trained:
@@ -56,7 +58,7 @@ def _evaluate(workspace: Workspace, member: Member, start: Start) -> Trained:
 
 def _sft(workspace: Workspace, member: Member, start: Start) -> Trained:
     config, examples = member.config, member.config.examples
-    traces = trace_set(workspace, config, start.problems, examples.variant)
+    traces = trace_set(workspace, config, start, examples.variant)
     size = None if examples.size == "full" else examples.size
     model = finetune(
         workspace,

@@ -34,6 +34,11 @@ def preset_names() -> list[str]:
     return scale_names() + [f"{scale}/{study}" for scale in scale_names() for study in study_names()]
 
 
+def study_questions() -> dict[str, str]:
+    """What each shipped study asks, by name."""
+    return {name: str(read_mapping(STUDIES / f"{name}.yaml")["question"]) for name in study_names()}
+
+
 def read_preset(preset: str) -> dict[str, Any]:
     """Settings of a preset as they stand in its files, merged and not yet validated.
 

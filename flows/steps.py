@@ -29,7 +29,9 @@ class Study:
     """By experiment with a choice."""
     choices: dict[str, ArtifactRef] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
-    """The base model's, by what its evaluation depends on."""
+    """The base model's, by the settings that its evaluation depends on."""
+    problems: dict[str, ArtifactRef] = field(default_factory=dict)
+    """By the settings that they depend on."""
 
     @property
     def runs(self) -> dict[str, ArtifactRef]:
@@ -45,19 +47,29 @@ def start(workspace: Workspace, config: StudyConfig) -> Study:
     return study
 
 
-def base_start(study: Study, config: StudyConfig) -> Start:
-    """Base model, problems and zero-shot evaluation under a member's settings; those that share them share it."""
-    shared = {"model", "data", "prompt", "plain_prompt", "sampling", "evaluation", "seed"}
-    kept = canonical_json(config.model_dump(mode="json", include=shared))
-    if kept not in study.starts:
-        workspace, number = study.workspace, len(study.starts)
-        name = "zero-shot" if number == 0 else f"zero-shot/{number + 1}"
-        model, problems = base_model(workspace, config), prepare_problems(workspace, config)
-        study.evaluations.append(
-            evaluate(workspace, config, Comparison(name=name, method="zero-shot"), model, problems)
-        )
-        study.starts[kept] = Start(model, problems, name)
-    return study.starts[kept]
+def base_start(study: Study, config: StudyConfig, asked_by: str = "") -> Start:
+    """Base model, problems and zero-shot evaluation under some settings, shared by all members that agree in them.
+
+    asked_by: the member that was first to ask for other ones than the study's own; it names what is new.
+    """
+    relevant = {"model", "data", "prompt", "plain_prompt", "sampling", "evaluation", "seed"}
+    shared = canonical_json(config.model_dump(mode="json", include=relevant))
+    if shared not in study.starts:
+        workspace, of = study.workspace, f"/{asked_by}" if asked_by else ""
+        # A scratch model is pretrained on the study's own prompt, whichever a member asks through.
+        own = config.model_copy(update=study.config.model_dump(include={"prompt", "plain_prompt"}))
+        model, problems = base_model(workspace, own), _problems(study, config, f"prepare{of}")
+        comparison = Comparison(name=f"zero-shot{of}", method="zero-shot")
+        study.evaluations.append(evaluate(workspace, config, comparison, model, problems))
+        study.starts[shared] = Start(model, problems, comparison.name, asked_by)
+    return study.starts[shared]
+
+
+def _problems(study: Study, config: StudyConfig, label: str) -> ArtifactRef:
+    shared = canonical_json(config.model_dump(mode="json", include={"data", "prompt", "seed"}))
+    if shared not in study.problems:
+        study.problems[shared] = prepare_problems(study.workspace, config, label)
+    return study.problems[shared]
 
 
 def plain_baseline(study: Study) -> None:
@@ -101,11 +113,11 @@ def _members(study: Study, experiment: ExperimentConfig) -> list[Member]:
 
 def member_start(study: Study, member: Member) -> Start:
     """The model a member starts from, the problems under its own prompt, and what it is compared with."""
-    base = base_start(study, member.config)
+    base = base_start(study, member.config, member.group)
     if member.start == BASE:
         return base
     before = study.trained[f"{member.start}/seed{member.seed}"]
-    return Start(before.model, base.problems, before.evaluations[-1].comparison.name)
+    return Start(before.model, base.problems, before.evaluations[-1].comparison.name, base.asked_by)
 
 
 def choose(study: Study, experiment: ExperimentConfig, members: list[Member]) -> None:
@@ -146,5 +158,5 @@ def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:
     base = base_start(study, study.config)
     context = {"prepare": base.problems, "analysis": analysis}
     if any(ref.stage == "sft" for ref in study.runs.values()):
-        context["filter"] = trace_set(study.workspace, study.config, base.problems, "filtered")
+        context["filter"] = trace_set(study.workspace, study.config, base, "filtered")
     return write_report(study.workspace, study.config, study.evaluations, study.runs, context)

@@ -15,7 +15,7 @@ from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
 
-def prepare_problems(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
+def prepare_problems(workspace: Workspace, config: StudyConfig, label: str = "prepare") -> ArtifactRef:
     """Splits with prompts, traces and the leakage report.
 
     Raises ValueError, naming file and line, if a local source cannot be read: at once, and in a plan too.
@@ -29,7 +29,7 @@ def prepare_problems(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
         seed=config.seed,
         content=source_digests(config.data),
     )
-    return run_cached(workspace, "prepare", stage, {}, "prepare")
+    return run_cached(workspace, "prepare", stage, {}, label)
 
 
 def source_digests(data: DataConfig) -> dict[str, str]:
@@ -46,10 +46,10 @@ def source_digests(data: DataConfig) -> dict[str, str]:
     return digests
 
 
-def filter_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef) -> ArtifactRef:
-    """The traces whose answer the grader accepts."""
+def filter_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef, of: str = "") -> ArtifactRef:
+    """The traces whose answer the grader accepts; of: end of the label, for other problems than the study's own."""
     stage = FilterStage(reward=config.evaluation.reward)
-    return run_cached(workspace, "filter", stage, {"problems": problems}, "filter traces")
+    return run_cached(workspace, "filter", stage, {"problems": problems}, f"filter traces{of}")
 
 
 def count_traces(workspace: Workspace, traces: ArtifactRef) -> int:

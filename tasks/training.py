@@ -69,7 +69,7 @@ def expert_round(
     return sampled, graded, selected, tuned
 
 
-def distill_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef) -> ArtifactRef:
+def distill_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef, of: str = "") -> ArtifactRef:
     """The teacher's right answers to train problems, as traces: sample -> grade -> select."""
     distillation = config.distillation
     if distillation is None:
@@ -85,10 +85,10 @@ def distill_traces(workspace: Workspace, config: StudyConfig, problems: Artifact
         seed=seed,
     )
     inputs = {"model": teacher, "problems": problems}
-    sampled = run_cached(workspace, "sample", stage, inputs, "teacher: sample")
-    graded = grade(workspace, config.evaluation, "train", sampled, "teacher: grade")
+    sampled = run_cached(workspace, "sample", stage, inputs, f"teacher{of}: sample")
+    graded = grade(workspace, config.evaluation, "train", sampled, f"teacher{of}: grade")
     select = SelectStage(max_correct_per_question=distillation.max_correct_per_question, as_text=True, seed=seed)
-    return run_cached(workspace, "select", select, {"completions": sampled, "grades": graded}, "teacher: select")
+    return run_cached(workspace, "select", select, {"completions": sampled, "grades": graded}, f"teacher{of}: select")
 
 
 def optimize_policy(

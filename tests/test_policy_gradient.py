@@ -308,3 +308,15 @@ def test_sampling_that_bends_the_policy_is_refused(change: dict[str, float]):
     bent = SAMPLING.model_copy(update=change)
     with pytest.raises(ValueError, match="must follow the policy itself"):
         train_grpo(tiny_model(TOKENIZER), TOKENIZER, PROBLEMS, CONFIG, bent, never, MemoryRun(), 0)
+
+
+def test_a_run_ends_where_its_time_does():
+    whole = trained(CONFIG)[1]
+    spent = CONFIG.model_copy(update={"time_budget_hours": 1e-9})
+    cut = trained(spent)[1]
+    assert cut.points == [], "not even one step fits"
+    assert [line for line in cut.lines if line.startswith("stops: another step would exceed")]
+    ample = trained(CONFIG.model_copy(update={"time_budget_hours": 1.0}))[1]
+    assert [step for step, _ in ample.points] == [step for step, _ in whole.points]
+    with pytest.raises(ValueError, match="leaves the number of steps open"):
+        GRPOConfig(time_budget_hours=1.0, optimizer=OptimizerConfig(schedule="cosine"))
