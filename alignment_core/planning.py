@@ -14,11 +14,12 @@ from pydantic import Field, ValidationError
 from alignment_core.changes import differences, explain_miss
 from alignment_core.config import ScratchModelConfig
 from alignment_core.extension import find_shorter
+from alignment_core.forecast import Forecast, Source, forecast
 from alignment_core.model_size import CHECKPOINT_BYTES, WEIGHT_BYTES, ModelSize, checkpoint_size, scratch_size
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.stage import StageSpec
 from alignment_core.stage_run import StageRun
-from alignment_core.store import Components, Store
+from alignment_core.store import Components, Manifest, Store
 from alignment_core.training_config import GRPOConfig
 
 PLANNED = "planned: "
@@ -28,6 +29,8 @@ UNKNOWN_COUNT = -1
 CHECKPOINTS_AT_ONCE = 3
 """The last one, the best one, and the one that is being written."""
 WRITES_MODEL = "alignment_core.models.save_model"
+TIMED = frozenset({"pretrain", "sample", "sft", "grpo", "dpo"})
+"""Stages that a forecast is for: they compute on a model, the others take seconds."""
 WRITES_CHECKPOINT = "alignment_core.checkpoints.write_checkpoint"
 
 Status = Literal["cached", "run", "unknown"]
@@ -52,6 +55,8 @@ class PlannedStage(Record):
     """Why an artifact of older code stands, if one does."""
     model: ModelSize | None
     """Size of the model it works on, where known."""
+    forecast: Forecast | None = None
+    """How long it may take; None if nobody knows, or it is there."""
 
     def weight_bytes(self) -> int:
         """What its weights will take; 0 if there are none, or their size is unknown."""
@@ -89,6 +94,15 @@ class Plan(Record):
         """Most that checkpoints take at any time: those of one stage, dropped when it is published."""
         return CHECKPOINTS_AT_ONCE * max((one.checkpoint_bytes() for one in self.to_compute()), default=0)
 
+    def seconds(self, source: Source) -> float:
+        """Forecast of what runs, by where it comes from."""
+        found = (one.forecast for one in self.to_compute() if one.forecast is not None)
+        return sum(one.seconds for one in found if one.source == source)
+
+    def untimed(self) -> list[PlannedStage]:
+        """Stages on a model for which there is no forecast."""
+        return [one for one in self.to_compute() if one.forecast is None and one.stage in TIMED]
+
     def unsized(self) -> list[PlannedStage]:
         """Training stages that the forecast leaves out, since nobody knows the size of their model yet."""
         return [one for one in self.to_compute() if (one.trains or one.publishes) and one.model is None]
@@ -108,6 +122,7 @@ class Planner:
         self.notes: list[str] = []
         self._sizes: dict[str, ModelSize | None] = {}
         """Size of the model in an artifact, by key."""
+        self._by_kind: dict[str, Manifest | None] = {}
         self._ledger = store.ledger()
 
     def plan(self) -> Plan:
@@ -142,6 +157,7 @@ class Planner:
             keeps_state="grpo" in spec.config and GRPOConfig.model_validate(spec.config["grpo"]).keeps_state,
             accepted=accepted,
             model=size,
+            forecast=self._forecast(spec, size) if status != "cached" and spec.stage in TIMED else None,
         )
         return ref
 
@@ -187,6 +203,23 @@ class Planner:
             progress = ""
         return explain_miss(self.store, spec.components, spec.label) + progress
 
+    def _forecast(self, spec: StageSpec, size: ModelSize | None) -> Forecast | None:
+        alike = self._newest(spec.stage)
+        folder = self.store.path(alike.ref()) / "model" if alike is not None else None
+        if alike is not None and "model" in alike.parents:
+            folder = self.store.path(alike.parents["model"]) / "model"
+        known = checkpoint_size(str(folder)) if folder is not None and folder.is_dir() else None
+        parameters = None if size is None else size.parameters
+        return forecast(spec.stage, spec.config, parameters, alike, None if known is None else known.parameters)
+
+    def _newest(self, stage: str) -> Manifest | None:
+        """The newest artifact of a kind."""
+        if stage not in self._by_kind:
+            keys = [line["key"] for line in reversed(self._ledger) if line["stage"] == stage]
+            found = (_manifest(self.store, stage, key) for key in keys)
+            self._by_kind[stage] = next((one for one in found if one is not None), None)
+        return self._by_kind[stage]
+
     def _model_size(self, spec: StageSpec, ref: ArtifactRef) -> ModelSize | None:
         """Size of the model a stage makes, imports or works on; that of a finished one is read from its folder."""
         if spec.stage == "import_model":
@@ -197,6 +230,12 @@ class Planner:
         if spec.stage == "pretrain":
             return scratch_size(ScratchModelConfig.model_validate(spec.config["model"]))
         return self._sizes.get(spec.inputs["model"].key) if "model" in spec.inputs else None
+
+
+def _manifest(store: Store, stage: str, key: str) -> Manifest | None:
+    with suppress(FileNotFoundError, ValidationError):
+        return store.manifest(stage, key)
+    return None
 
 
 def _name_some(labels: list[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from prefect import Flow
 
 from alignment_core.planning import Plan, PlannedStage
+from alignment_core.report import duration
 from flows.doctor import disk_line
 from flows.runner import PLANNING
 from tasks.workspace import planning_workspace
@@ -42,10 +43,24 @@ def describe(plan: Plan, root: Path) -> Iterator[str]:
     yield from plan.notes
     counts = {words: sum(one.status == status for one in plan.stages) for status, words in WORDS.items()}
     yield "stages: " + ", ".join(f"{count} {words}" for words, count in counts.items())
-    yield from forecast(plan, root)
+    yield from forecast_time(plan)
+    yield from forecast_disk(plan, root)
 
 
-def forecast(plan: Plan, root: Path) -> Iterator[str]:
+def forecast_time(plan: Plan) -> Iterator[str]:
+    """What the stages that run may take, one after another."""
+    if measured := plan.seconds("measured"):
+        yield f"time: about {duration(measured)} by what stages of their kind took here"
+    if reckoned := plan.seconds("arithmetic"):
+        yield (
+            f"time: about {reckoned / 3600:.1f} GPU-hours by arithmetic, not measured: one H100-class GPU at 40 % of its "
+            "rate, 6 ms a decoding step, responses of 400 tokens"
+        )
+    if untimed := plan.untimed():
+        yield f"time: {len(untimed)} stage(s) not counted: nothing of their kind was run here before"
+
+
+def forecast_disk(plan: Plan, root: Path) -> Iterator[str]:
     """What weights and checkpoints may take, beside what is free."""
     weights, states, checkpoints = plan.weight_bytes(), plan.state_bytes(), plan.checkpoint_bytes()
     if weights or checkpoints:

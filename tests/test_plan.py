@@ -159,15 +159,15 @@ def test_the_forecast_counts_weights_once_and_checkpoints_of_one_stage(
     assert whole.weight_bytes() == len(trained) * 4 * size
     assert whole.checkpoint_bytes() == 3 * 12 * size
     monkeypatch.setattr(room, "free_bytes", lambda _root: 100_000_000_000)
-    lines = list(room.forecast(whole, tmp_path))
+    lines = list(room.forecast_disk(whole, tmp_path))
     assert "NOT ENOUGH" in lines[-1]
     monkeypatch.setattr(room, "free_bytes", lambda _root: 10**15)
-    assert not any("NOT ENOUGH" in line for line in room.forecast(whole, tmp_path))
+    assert not any("NOT ENOUGH" in line for line in room.forecast_disk(whole, tmp_path))
 
 
 def test_a_model_of_unknown_size_is_said_to_be_left_out(tmp_path: Path) -> None:
     overrides = {"model__source": "owner/name", "model__scratch": None}
-    lines = list(room.forecast(plan(tmp_path / "root", **overrides), tmp_path))
+    lines = list(room.forecast_disk(plan(tmp_path / "root", **overrides), tmp_path))
     assert any("grpo/base/seed0 not counted" in line for line in lines)
 
 
