@@ -8,10 +8,10 @@ from alignment_core.experiments import Member
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
 from alignment_core.stage_config import Comparison
-from alignment_core.study_config import Method, StudyConfig
-from tasks.data import count_traces, filter_traces
+from alignment_core.study_config import Method
+from tasks.data import count_traces
 from tasks.evaluation import Evaluated, evaluate
-from tasks.training import distill_traces, expert_round, finetune, optimize_policy
+from tasks.training import expert_round, finetune, optimize_policy
 from tasks.workspace import Workspace
 
 
@@ -23,8 +23,8 @@ class Start:
     problems: ArtifactRef
     evaluation: str
     """Name of the start's own evaluation."""
-    asked_by: str = ""
-    """The member that the problems were prepared for, where they are not the study's own."""
+    traces: ArtifactRef | None = None
+    """What SFT imitates."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,6 @@ def train(workspace: Workspace, member: Member, start: Start) -> Trained:
     return _METHODS[member.method](workspace, member, start)
 
 
-def trace_set(workspace: Workspace, config: StudyConfig, start: Start, variant: Variant) -> ArtifactRef:
-    """The artifact that holds the traces of a variant."""
-    if variant == "raw":
-        return start.problems
-    make = filter_traces if variant == "filtered" else distill_traces
-    return make(workspace, config, start.problems, f"/{start.asked_by}" if start.asked_by else "")
-
-
 def _evaluate(workspace: Workspace, member: Member, start: Start) -> Trained:
     comparison = _comparison(member, start, "zero-shot")
     return Trained(start.model, [evaluate(workspace, member.config, comparison, start.model, start.problems)])
@@ -58,7 +50,7 @@ def _evaluate(workspace: Workspace, member: Member, start: Start) -> Trained:
 
 def _sft(workspace: Workspace, member: Member, start: Start) -> Trained:
     config, examples = member.config, member.config.examples
-    traces = trace_set(workspace, config, start, examples.variant)
+    traces = start.traces or start.problems
     size = None if examples.size == "full" else examples.size
     model = finetune(
         workspace,

@@ -53,8 +53,8 @@ def forecast_time(plan: Plan) -> Iterator[str]:
         yield f"time: about {duration(measured)} by what stages of their kind took here"
     if reckoned := plan.seconds("arithmetic"):
         yield (
-            f"time: about {reckoned / 3600:.1f} GPU-hours by arithmetic, not measured: one H100-class GPU at 40 % of its "
-            "rate, 6 ms a decoding step, responses of 400 tokens"
+            f"time: about {reckoned / 3600:.1f} GPU-hours by arithmetic, not measured: one H100-class GPU at 40 % of "
+            "its rate, 6 ms a decoding step, responses of 400 tokens"
         )
     if untimed := plan.untimed():
         yield f"time: {len(untimed)} stage(s) not counted: nothing of their kind was run here before"

@@ -1,18 +1,19 @@
 """What the flows are made of: a study's problems, baselines, experiments and page. No decorators here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from alignment_core.config import EvaluationConfig
+from alignment_core.config import EvaluationConfig, Variant
 from alignment_core.experiments import Member, Variation, carried_settings, members_of, selected, variations, waves
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import Comparison
 from alignment_core.store import canonical_json
 from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyConfig
-from flows.methods import Start, Trained, trace_set, train
-from tasks.data import count_traces, prepare_problems
+from flows.methods import Start, Trained, train
+from tasks.data import count_traces, filter_traces, prepare_problems
 from tasks.evaluation import Evaluated, analyze, choose_winner, evaluate, write_report
 from tasks.models import base_model
+from tasks.training import distill_traces
 from tasks.workspace import Workspace
 
 
@@ -31,7 +32,9 @@ class Study:
     starts: dict[str, Start] = field(default_factory=dict)
     """The base model's, by the settings that its evaluation depends on."""
     problems: dict[str, ArtifactRef] = field(default_factory=dict)
-    """By the settings that they depend on."""
+    """By the settings that they depend on; the study's own first."""
+    traces: dict[tuple[Variant, str], ArtifactRef] = field(default_factory=dict)
+    """By variant and key of the problems."""
 
     @property
     def runs(self) -> dict[str, ArtifactRef]:
@@ -61,7 +64,7 @@ def base_start(study: Study, config: StudyConfig, asked_by: str = "") -> Start:
         model, problems = base_model(workspace, own), _problems(study, config, f"prepare{of}")
         comparison = Comparison(name=f"zero-shot{of}", method="zero-shot")
         study.evaluations.append(evaluate(workspace, config, comparison, model, problems))
-        study.starts[shared] = Start(model, problems, comparison.name, asked_by)
+        study.starts[shared] = Start(model, problems, comparison.name)
     return study.starts[shared]
 
 
@@ -113,11 +116,25 @@ def _members(study: Study, experiment: ExperimentConfig) -> list[Member]:
 
 def member_start(study: Study, member: Member) -> Start:
     """The model a member starts from, the problems under its own prompt, and what it is compared with."""
-    base = base_start(study, member.config, member.group)
-    if member.start == BASE:
-        return base
-    before = study.trained[f"{member.start}/seed{member.seed}"]
-    return Start(before.model, base.problems, before.evaluations[-1].comparison.name, base.asked_by)
+    start = base_start(study, member.config, member.group)
+    if member.method == "sft":
+        start = replace(start, traces=trace_set(study, member, start.problems))
+    if member.start != BASE:
+        before = study.trained[f"{member.start}/seed{member.seed}"]
+        start = replace(start, model=before.model, evaluation=before.evaluations[-1].comparison.name)
+    return start
+
+
+def trace_set(study: Study, member: Member, problems: ArtifactRef) -> ArtifactRef:
+    """The artifact that holds the traces a member imitates, asked for once."""
+    variant = member.config.examples.variant
+    if variant == "raw":
+        return problems
+    make = filter_traces if variant == "filtered" else distill_traces
+    if (variant, problems.key) not in study.traces:
+        of = "" if problems == next(iter(study.problems.values())) else f"/{member.group}"
+        study.traces[variant, problems.key] = make(study.workspace, member.config, problems, of)
+    return study.traces[variant, problems.key]
 
 
 def choose(study: Study, experiment: ExperimentConfig, members: list[Member]) -> None:
@@ -157,6 +174,6 @@ def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:
     """The page."""
     base = base_start(study, study.config)
     context = {"prepare": base.problems, "analysis": analysis}
-    if any(ref.stage == "sft" for ref in study.runs.values()):
-        context["filter"] = trace_set(study.workspace, study.config, base, "filtered")
+    if ("filtered", base.problems.key) in study.traces:
+        context["filter"] = study.traces["filtered", base.problems.key]
     return write_report(study.workspace, study.config, study.evaluations, study.runs, context)
