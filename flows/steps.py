@@ -30,9 +30,10 @@ class Study:
     """By experiment with a choice."""
     choices: dict[str, ArtifactRef] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
-    """The base model's, by the settings that its evaluation depends on."""
+    """The base model's, by the settings that its evaluation depends on; below, by those that each depends on."""
+    bases: dict[str, ArtifactRef] = field(default_factory=dict)
     problems: dict[str, ArtifactRef] = field(default_factory=dict)
-    """By the settings that they depend on; the study's own first."""
+    """The study's own first."""
     traces: dict[tuple[Variant, str], ArtifactRef] = field(default_factory=dict)
     """By variant and key of the problems."""
 
@@ -56,23 +57,34 @@ def base_start(study: Study, config: StudyConfig, asked_by: str = "") -> Start:
     asked_by: the member that was first to ask for other ones than the study's own; it names what is new.
     """
     relevant = {"model", "data", "prompt", "plain_prompt", "sampling", "evaluation", "seed"}
-    shared = canonical_json(config.model_dump(mode="json", include=relevant))
+    shared = _settings(config, relevant)
     if shared not in study.starts:
-        workspace, of = study.workspace, f"/{asked_by}" if asked_by else ""
-        # A scratch model is pretrained on the study's own prompt, whichever a member asks through.
-        own = config.model_copy(update=study.config.model_dump(include={"prompt", "plain_prompt"}))
-        model, problems = base_model(workspace, own), _problems(study, config, f"prepare{of}")
-        comparison = Comparison(name=f"zero-shot{of}", method="zero-shot")
-        study.evaluations.append(evaluate(workspace, config, comparison, model, problems))
+        comparison = Comparison(name=f"zero-shot/{asked_by}" if asked_by else "zero-shot", method="zero-shot")
+        model, problems = _base(study, config), _problems(study, config, asked_by)
+        study.evaluations.append(evaluate(study.workspace, config, comparison, model, problems))
         study.starts[shared] = Start(model, problems, comparison.name)
     return study.starts[shared]
 
 
-def _problems(study: Study, config: StudyConfig, label: str) -> ArtifactRef:
-    shared = canonical_json(config.model_dump(mode="json", include={"data", "prompt", "seed"}))
+def _base(study: Study, config: StudyConfig) -> ArtifactRef:
+    shared = _settings(config, {"model", "data", "seed"})
+    if shared not in study.bases:
+        # A scratch model is pretrained on the study's own prompt, whichever a member asks through.
+        own = config.model_copy(update=study.config.model_dump(include={"prompt", "plain_prompt"}))
+        study.bases[shared] = base_model(study.workspace, own)
+    return study.bases[shared]
+
+
+def _problems(study: Study, config: StudyConfig, asked_by: str) -> ArtifactRef:
+    shared = _settings(config, {"data", "prompt", "seed"})
     if shared not in study.problems:
+        label = f"prepare/{asked_by}" if asked_by else "prepare"
         study.problems[shared] = prepare_problems(study.workspace, config, label)
     return study.problems[shared]
+
+
+def _settings(config: StudyConfig, names: set[str]) -> str:
+    return canonical_json(config.model_dump(mode="json", include=names))
 
 
 def plain_baseline(study: Study) -> None:
@@ -116,7 +128,11 @@ def _members(study: Study, experiment: ExperimentConfig) -> list[Member]:
 
 def member_start(study: Study, member: Member) -> Start:
     """The model a member starts from, the problems under its own prompt, and what it is compared with."""
-    start = base_start(study, member.config, member.group)
+    if member.method == "evaluate":  # what it computes would be its own baseline
+        own = base_start(study, study.config).evaluation
+        start = Start(_base(study, member.config), _problems(study, member.config, member.group), own)
+    else:
+        start = base_start(study, member.config, member.group)
     if member.method == "sft":
         start = replace(start, traces=trace_set(study, member, start.problems))
     if member.start != BASE:
@@ -145,7 +161,7 @@ def choose(study: Study, experiment: ExperimentConfig, members: list[Member]) ->
     for member in members:
         trained = study.trained[member.name]
         comparison = trained.evaluations[-1].comparison
-        problems = base_start(study, member.config).problems
+        problems = _problems(study, member.config, member.group)
         again = evaluate(study.workspace, member.config, comparison, trained.model, problems, split="dev")
         judged[member.name] = again.grade
     listed = variations(experiment)
