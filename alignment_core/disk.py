@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from alignment_core.remote import StoreError
+
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 MEGABYTE = 1e6
 
@@ -20,7 +22,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn what a full disk raises inside the block into a `DiskFullError` about the disk that `folder` lies on."""
     try:
         yield
-    except DiskFullError:
+    except (DiskFullError, StoreError):  # a shared store that is full says so itself
         raise
     except Exception as error:  # libraries wrap the system's error in types of their own, of no common base
         if not is_disk_full(error):

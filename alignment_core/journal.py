@@ -191,6 +191,12 @@ def past_runs(store: Path) -> list[PastRun]:
     return sorted((run for run in found if run is not None), key=lambda run: run.began.time)
 
 
+def keys_in_use(store: Path) -> set[str]:
+    """Keys of the artifacts that study runs under way stand on; reads no other file than theirs."""
+    found = (_read(path) for path in (store / FOLDER).glob(f"*{OPEN}"))
+    return {line.key for run in found if run is not None and run.is_alive() for line in run.reached}
+
+
 @contextmanager
 def undisturbed(store: Path, patience: float = 0.0) -> Iterator[None]:
     """No study run is under way on this store within the block.

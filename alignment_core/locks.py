@@ -3,10 +3,12 @@
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from alignment_core.records import ArtifactRef
 
 
 @contextmanager
@@ -44,6 +46,22 @@ def in_use(store: Path) -> Iterator[None]:
     """Nothing is removed from this store within the block; waits while somebody does."""
     with open_store_lock(store) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def use_lock(store: Path, stage: str, key: str) -> Path:
+    """The file whose lock whoever works with an artifact shares, and whoever drops it from a cache has alone."""
+    return store / ".locks" / "use" / f"{stage}-{key}.lock"
+
+
+@contextmanager
+def artifacts_in_use(store: Path, refs: Iterable[ArtifactRef]) -> Iterator[None]:
+    """These artifacts are not dropped from the cache of a shared store within the block."""
+    with ExitStack() as stack:
+        for ref in refs:
+            path = use_lock(store, ref.stage, ref.key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_SH)
         yield
 
 

@@ -205,9 +205,9 @@ class Planner:
 
     def _forecast(self, spec: StageSpec, size: ModelSize | None) -> Forecast | None:
         alike = self._newest(spec.stage)
-        folder = self.store.path(alike.ref()) / "model" if alike is not None else None
+        folder = self.store.folder(alike.ref()) / "model" if alike is not None else None
         if alike is not None and "model" in alike.parents:
-            folder = self.store.path(alike.parents["model"]) / "model"
+            folder = self.store.folder(alike.parents["model"]) / "model"
         known = checkpoint_size(str(folder)) if folder is not None and folder.is_dir() else None
         parameters = None if size is None else size.parameters
         return forecast(spec.stage, spec.config, parameters, alike, None if known is None else known.parameters)
@@ -224,7 +224,7 @@ class Planner:
         """Size of the model a stage makes, imports or works on; that of a finished one is read from its folder."""
         if spec.stage == "import_model":
             return checkpoint_size(spec.config["source"], spec.config["revision"])
-        folder = self.store.path(ref) / "model"
+        folder = self.store.folder(ref) / "model"
         if not is_planned(ref) and folder.is_dir():
             return checkpoint_size(str(folder))
         if spec.stage == "pretrain":

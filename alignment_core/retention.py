@@ -1,5 +1,7 @@
 """What may be removed from a store, and which checkpoints of a stage under way stay.
 
+A shared store behind this one is not touched (`alignment_core.shared_upkeep`): what goes here comes back from there.
+
 An artifact stays if a kept study run reached it, if it is young, or if anything that stays was made from it. Kept
 are the latest run of every study and flow, the latest that finished, and all of the last days.
 """
@@ -20,7 +22,7 @@ from alignment_core.store import Manifest, Store
 DAY = 86_400.0
 
 
-Kind = Literal["artifact", "training state", "unfinished publication", "work folder", "error log"]
+Kind = Literal["artifact", "training state", "unfinished publication", "work folder", "error log", "download"]
 
 
 class Item(Record):
@@ -68,7 +70,7 @@ def plan(store: Store, keep_days: float, now: float, states: bool = False) -> It
     for manifest in reversed(manifests) if runs else []:  # without any record of use nothing can be called unused
         if manifest.key not in kept:
             what = f"{manifest.label}: no kept study run reaches it"
-            yield _item(store, "artifact", manifest.stage, manifest.key, store.path(manifest.ref()), what)
+            yield _item(store, "artifact", manifest.stage, manifest.key, store.folder(manifest.ref()), what)
     for path in sorted((store.root / ".states").glob("*-*")):
         stage, _, key = path.name.rpartition("-")
         if states or (runs and key not in kept) or path.stat().st_mtime < horizon:
@@ -106,6 +108,10 @@ def _leftovers(store: Store, published: set[str], asked: set[str], horizon: floa
     for path in sorted(store.root.glob("[!.]*/*.tmp-*")):
         key = path.name.partition(".tmp-")[0]
         yield _item(store, "unfinished publication", path.parent.name, key, path, "left by a kill")
+    for path in sorted([*(store.root / ".incoming").glob("*-*"), *store.root.glob(".shared/*/records/*-*")]):
+        if path.stat().st_mtime < horizon:
+            stage, _, key = path.name.rpartition("-")
+            yield _item(store, "download", stage, key, path, "a copy, whole or not, from the shared store")
     for path in sorted((store.root / ".work").glob("*-*")):
         stage, _, key = path.name.partition(".")[0].rpartition("-")
         if key in published:

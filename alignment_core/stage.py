@@ -8,8 +8,9 @@ import importlib
 import shutil
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ from alignment_core.events import Event, OnEvent
 from alignment_core.extension import go_on_from_shorter, keep_state
 from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import interruptible
-from alignment_core.locks import exclusive, in_use
+from alignment_core.locks import artifacts_in_use, exclusive, in_use
 from alignment_core.records import ArtifactRef, Record
+from alignment_core.remote import StoreUnreachable
+from alignment_core.shared_run import SharedRun, shared_run
 from alignment_core.stage_run import StageRun
 from alignment_core.store import (
     Components,
@@ -83,33 +86,67 @@ def run_stage(
 ) -> StageOutcome:
     """Return the artifact of `spec`, computing it if the store has no whole copy.
 
-    One process works on a key at a time (flock, freed by the kernel on death); a second one says so, waits and
-    shares the result. A run that was cut off goes on from its last complete checkpoint. SIGTERM and Ctrl-C
-    make it save at its next step boundary and stop (`alignment_core.interruption`).
-    Raises OSError, with the remedy, if the disk is full.
+    One process works on a key at a time (flock, freed by the kernel on death; among hosts that share a store also
+    `alignment_core.attempts`); a second one says so, waits and shares the result. A run that was cut off goes on from
+    its last complete checkpoint. SIGTERM and Ctrl-C make it save at its next step boundary and stop
+    (`alignment_core.interruption`).
+    Raises OSError, with the remedy, if the disk is full; with a shared store also Superseded if another host took
+    the stage over while this one was silent, and StoreUnreachable if it stayed away for longer than the patience.
     """
     asked = time.time()
-    folder = store.root / ".work" / f"{spec.stage}-{spec.key}"
+    name = f"{spec.stage}-{spec.key}"
 
-    def on_wait(holder: str) -> None:
+    def say(text: str) -> None:
         if on_event is not None:
-            text = f"waits for {holder}, which computes the same stage"
             on_event(Event(kind="say", step=0, time=time.time(), name=text))
 
-    lock = store.root / ".locks" / f"{spec.stage}-{spec.key}.lock"
-    with in_use(store.root), exclusive(lock, on_wait):
+    def on_wait(holder: str) -> None:
+        say(f"waits for {holder}, which computes the same stage")
+
+    with in_use(store.root), exclusive(store.root / ".locks" / f"{name}.lock", on_wait):
         began = time.time()
         found = store.lookup(spec.stage, spec.key)
         if found.ref is not None:
-            why = reason or "computed meanwhile"
-            # A kill between the publication and the clean-up leaves the work folder behind, checkpoints and all.
-            shutil.rmtree(folder, ignore_errors=True)
-            return StageOutcome(ref=found.ref, how="cached", reason=why, seconds=began - asked)
-        with disk_errors(store.root), interruptible() as interruption:
+            if store.shared is not None and (told := store.shared.share_if_absent(found.ref)):
+                say(told)
+            return _cached(store, spec, found.ref, reason, began - asked)
+        with _held_among_hosts(store, spec, say) as shared:
+            if shared is not None:  # whoever held it may have finished
+                began = time.time()
+                found = store.lookup(spec.stage, spec.key)
+                if found.ref is not None:
+                    return _cached(store, spec, found.ref, reason, began - asked)
+            computation = _Computation(
+                store, spec, on_event, dict(annotations or {}), checkpoint_seconds, shared, began
+            )
+            ref, resumed_from = computation.compute()
+    how: Literal["ran", "resumed"] = "ran" if resumed_from is None else "resumed"
+    return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - asked)
+
+
+@dataclass(frozen=True)
+class _Computation:
+    """One attempt at a stage that nobody else works on."""
+
+    store: Store
+    spec: StageSpec
+    on_event: OnEvent | None
+    annotations: dict[str, str]
+    checkpoint_seconds: float | None
+    shared: SharedRun | None
+    began: float
+
+    def compute(self) -> tuple[ArtifactRef, int | None]:
+        """Run the stage and publish it; its reference, and the step it went on from."""
+        store, spec = self.store, self.spec
+        folder = store.root / ".work" / f"{spec.stage}-{spec.key}"
+        inputs_in_use = artifacts_in_use(store.root, spec.inputs.values())
+        with disk_errors(store.root), inputs_in_use, interruptible() as interruption:
             module = importlib.import_module(f"alignment_core.stages.{spec.stage}")
             require_unedited(spec.components.code)
             config = module.CONFIG.model_validate(spec.config)
-            run = StageRun(folder, on_event, interruption, checkpoint_seconds, config.rounding_settings())
+            rounding = config.rounding_settings()
+            run = StageRun(folder, self.on_event, interruption, self.checkpoint_seconds, rounding, self.shared)
             extends = go_on_from_shorter(store, spec.components, folder)
             resumed_from = run.resume()
             if extends:
@@ -121,26 +158,54 @@ def run_stage(
             finally:
                 run.close()
             interruption.patient = True  # what is finished is published first
-            keep_state(store, spec.stage, spec.key, run.state)
-            draft = ManifestDraft(
-                stage=spec.stage,
-                key=spec.key,
-                label=spec.label,
-                components=spec.components,
-                parents=spec.inputs,
-                settings=spec.config,
-                producer=Producer(
-                    started=began,
-                    seconds=run.seconds(),
-                    host=socket.gethostname(),
-                    resumed_from_step=resumed_from,
-                    annotations=dict(annotations or {}),
-                ),
-            )
-            ref = store.publish(run.output, draft)
+            ref = self._publish(run, resumed_from)
             shutil.rmtree(folder)
-    how: Literal["ran", "resumed"] = "ran" if resumed_from is None else "resumed"
-    return StageOutcome(ref=ref, how=how, reason=reason or _why(found), seconds=time.time() - asked)
+        return ref, resumed_from
+
+    def _publish(self, run: StageRun, resumed_from: int | None) -> ArtifactRef:
+        guard = None
+        if self.shared is not None:
+            guard = self.shared.attempt.check
+            with suppress(StoreUnreachable):  # it is published here all the same, and its upload waits for the store
+                guard()
+        keep_state(self.store, self.spec.stage, self.spec.key, run.state)
+        draft = ManifestDraft(
+            stage=self.spec.stage,
+            key=self.spec.key,
+            label=self.spec.label,
+            components=self.spec.components,
+            parents=self.spec.inputs,
+            settings=self.spec.config,
+            producer=Producer(
+                started=self.began,
+                seconds=run.seconds(),
+                host=socket.gethostname(),
+                resumed_from_step=resumed_from,
+                annotations=self.annotations,
+            ),
+        )
+        ref = self.store.publish(run.output, draft, guard)
+        if self.shared is not None:
+            self.shared.published()
+        return ref
+
+
+def _cached(store: Store, spec: StageSpec, ref: ArtifactRef, reason: str, waited: float) -> StageOutcome:
+    """The outcome of a stage that is there."""
+    # A kill between the publication and the clean-up leaves the work folder behind, checkpoints and all.
+    shutil.rmtree(store.root / ".work" / f"{spec.stage}-{spec.key}", ignore_errors=True)
+    return StageOutcome(ref=ref, how="cached", reason=reason or "computed meanwhile", seconds=waited)
+
+
+@contextmanager
+def _held_among_hosts(store: Store, spec: StageSpec, say: Callable[[str], None]) -> Iterator[SharedRun | None]:
+    """Hold a stage among the hosts that share a store, if there is one."""
+    if store.shared is None:
+        yield None
+        return
+    name = f"{spec.stage}-{spec.key}"
+    with shared_run(store.shared.remote, name, store.root, say, spec.label) as run:
+        yield run
 
 
 def _companions(spec: StageSpec, inputs: dict[str, Path], folder: Path) -> AbstractContextManager[None]:

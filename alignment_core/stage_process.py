@@ -18,7 +18,7 @@ from alignment_core.fingerprint import stage_fingerprint
 from alignment_core.interruption import Interrupted
 from alignment_core.operation import STAGE_PYTHON
 from alignment_core.stage import StageSpec, run_stage
-from alignment_core.store import Store
+from alignment_core.store_access import open_store_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop(STAGE_PYTHON, None)  # this is the interpreter it names, or one that was chosen instead
     try:
         spec = read_spec(given.spec)
-        print(run_stage(Store(given.store), spec, _say).model_dump_json(), flush=True)
+        print(run_stage(open_store_folder(given.store), spec, _say).model_dump_json(), flush=True)
     except Interrupted as error:
         _complain(f"{spec.label} {error}")
         return error.exit_code

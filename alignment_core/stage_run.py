@@ -13,6 +13,7 @@ from alignment_core.events import EVENTS, Event, OnEvent, read_events
 from alignment_core.interruption import Interrupted, Interruption
 from alignment_core.operation import checkpoint_period, computed_on, differing
 from alignment_core.retention import checkpoints_to_keep
+from alignment_core.shared_run import SharedRun, latest_step
 from alignment_core.store import RECORD
 
 
@@ -31,9 +32,11 @@ class StageRun:
         interruption: Interruption | None = None,
         checkpoint_seconds: float | None = None,
         rounding: Mapping[str, Any] | None = None,
+        shared: SharedRun | None = None,
     ) -> None:
-        """`rounding`: settings in no key that a bit-equal resume must find again."""
+        """`rounding`: settings in no key that a bit-equal resume must find again. shared: if other hosts may go on."""
         self.folder = folder
+        self._shared = shared
         self._rounding = dict(rounding or {})
         self._interruption = interruption or Interruption()
         self._period = checkpoint_period() if checkpoint_seconds is None else checkpoint_seconds
@@ -49,8 +52,13 @@ class StageRun:
         """Step and accuracy of the last validation; a checkpoint's marker has it."""
 
     def resume(self) -> int | None:
-        """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step."""
-        flaws = self._drop_damaged()
+        """Bring the folder to its last complete checkpoint, or to empty; return the checkpoint's step.
+
+        That is one of another host, if it got further (`alignment_core.shared_checkpoints`).
+        """
+        told = self._drop_damaged()
+        if self._shared is not None:
+            self._shared.fetch_further(latest_step(self.folder), told.append)
         checkpoint = self.latest_checkpoint()
         marker: dict[str, Any] = {"event_bytes": 0, "step": None} if checkpoint is None else read_marker(checkpoint)
         step: int | None = marker["step"]
@@ -62,8 +70,8 @@ class StageRun:
         self._events_path.parent.mkdir(parents=True, exist_ok=True)
         self._events = self._events_path.open("ab")
         self._events.truncate(marker["event_bytes"])
-        for flaw in flaws:
-            self.say(flaw)
+        for line in told:
+            self.say(line)
         if step is not None:
             self._replay(step)
             if changed := differing(marker.get("computed_on", {}), computed_on(self._rounding)):
@@ -113,18 +121,26 @@ class StageRun:
             os.fsync(self._events.fileno())
 
     def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
-        """Record one point."""
+        """Record one point. Raises `Superseded` if another host computes the stage by now; so do the others."""
+        self._at_boundary(step)
         if "eval/accuracy" in metrics:
             self._validation = {"step": step, "accuracy": metrics["eval/accuracy"]}
         self._append(Event(kind="point", step=step, time=time.time(), metrics=dict(metrics), total=total))
 
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Record a table of samples."""
+        self._at_boundary(step)
         self._append(Event(kind="rows", step=step, time=time.time(), name=name, rows=[dict(row) for row in rows]))
 
     def say(self, text: str) -> None:
         """Record a line for whoever watches."""
         self._append(Event(kind="say", step=0, time=time.time(), name=text))
+
+    def _at_boundary(self, step: int) -> None:
+        """Nothing more is recorded or saved once another host has taken over."""
+        if self._shared is not None:
+            for line in self._shared.at_boundary(step):
+                self.say(line)
 
     def _append(self, event: Event) -> None:
         self._events.write(event.model_dump_json(exclude_defaults=True).encode() + b"\n")
@@ -144,6 +160,7 @@ class StageRun:
 
         Raises `Interrupted` afterwards if a signal asked the stage to stop.
         """
+        self._at_boundary(step)
         staging = self._checkpoints / "staging"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -160,7 +177,12 @@ class StageRun:
         for older in set(complete) - checkpoints_to_keep(complete):
             shutil.rmtree(older)
         self._saved_at = time.monotonic()
+        self._at_boundary(step)  # the writing may have taken long, or been stopped
         self._tell(Event(kind="checkpoint", step=step, time=time.time()))
+        if self._shared is not None:
+            line = self._shared.saved(target, self._events_path, last=self._interruption.signum is not None)
+            if line:
+                self.say(line)
         if self._interruption.signum is not None:
             raise Interrupted(self._interruption.signum, f"saved after step {step}")
 

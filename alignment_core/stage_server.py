@@ -25,6 +25,7 @@ from alignment_core.records import Record
 from alignment_core.stage import StageOutcome, StageSpec, run_stage
 from alignment_core.stage_process import require_same_code
 from alignment_core.store import Store
+from alignment_core.store_access import open_store_folder
 
 LINES_TOLD = 20
 """Last lines of what a server that failed wrote, for its error message."""
@@ -149,7 +150,7 @@ def main() -> int:
     """Serve; return the exit code."""
     os.environ.pop(STAGE_PYTHON, None)  # this is the interpreter it names
     try:
-        serve(Store(Path(sys.argv[1])))
+        serve(open_store_folder(Path(sys.argv[1])))
     except Interrupted as error:
         return error.exit_code
     except (ValueError, OSError, MemoryError) as error:

@@ -4,6 +4,7 @@
     STORE/<stage>/<key>/record/…     events and logs: kept beside the content, outside its digest
     STORE/.work/<stage>-<key>/       a stage under way (alignment_core.stage)
     STORE/.ledger.jsonl              one line per publication, so that a deletion can be told from a first run
+    STORE/.shared/, STORE/.incoming/ what is known of, and comes from, a shared store (alignment_core.shared_store)
     STORE/.accepted/<stage>/<key>.json   an older artifact that answers for this key (alignment_core.acceptance)
 
 A folder with a valid manifest is complete; anything else is not there.
@@ -12,10 +13,8 @@ A folder with a valid manifest is complete; anything else is not there.
 import glob
 import hashlib
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -23,7 +22,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment_core.durable import sync_file, sync_folder, write_durably
+from alignment_core.ledger import note_publication, read_ledger
 from alignment_core.records import ArtifactRef, Record
+from alignment_core.sharing import Shared
 from alignment_core.verified import VerifiedFiles
 
 MANIFEST = "manifest.json"
@@ -128,20 +129,36 @@ def file_sha256(path: Path) -> str:
 class Store:
     """Artifacts under one root folder."""
 
-    def __init__(self, root: Path, remembers: bool = True) -> None:
-        """`remembers`: whether a lookup may note which touched files it found equal; else nothing is written."""
+    def __init__(self, root: Path, remembers: bool = True, shared: Shared = None) -> None:
+        """`remembers`: whether a lookup may note which touched files it found equal; else nothing is written.
+
+        shared: the store that this one is the cache of (`alignment_core.store_access.open_store`).
+        """
         self.root = root
         self.remembers = remembers
+        self.shared = shared
 
-    def path(self, ref: ArtifactRef) -> Path:
-        """Folder of an artifact."""
+    def folder(self, ref: ArtifactRef) -> Path:
+        """Where an artifact lies in this root, if it is here."""
         return self.root / ref.stage / ref.key
 
+    def path(self, ref: ArtifactRef) -> Path:
+        """Folder of an artifact; one that only the shared store has is downloaded and verified first."""
+        return self.folder(ref) if self.shared is None else self.shared.bring(ref)
+
+    def record(self, ref: ArtifactRef) -> Path:
+        """A folder with an artifact's record and its small files: what trackers read, without downloading weights."""
+        return self.folder(ref) if self.shared is None else self.shared.bring_record(ref)
+
     def lookup(self, stage: str, key: str) -> Lookup:
-        """Whether the artifact is there and whole; says what is wrong if it is not."""
+        """Whether the artifact is there and whole, here or in the shared store; says what is wrong if it is not."""
+        here = self._lookup_here(stage, key)
+        return here if self.shared is None else self.shared.answer(stage, key, here)
+
+    def _lookup_here(self, stage: str, key: str) -> Lookup:
         folder = self.root / stage / key
         try:
-            manifest = self.manifest(stage, key)
+            manifest = self._manifest_here(stage, key)
         except FileNotFoundError:
             acceptance = self.acceptance(stage, key)
             if acceptance is not None:
@@ -185,11 +202,19 @@ class Store:
         return self.root / ".verified" / f"{stage}-{key}.json"
 
     def manifest(self, stage: str, key: str) -> Manifest:
-        """The manifest; FileNotFoundError if there is no such artifact."""
+        """The manifest, be the artifact here or in the shared store; FileNotFoundError if there is no such artifact."""
+        try:
+            return self._manifest_here(stage, key)
+        except FileNotFoundError:
+            if self.shared is None:
+                raise
+            return self.shared.manifest(stage, key)
+
+    def _manifest_here(self, stage: str, key: str) -> Manifest:
         return Manifest.model_validate_json((self.root / stage / key / MANIFEST).read_bytes())
 
     def manifests(self) -> Iterator[Manifest]:
-        """All artifacts, oldest first; a folder whose manifest cannot be read is none."""
+        """All artifacts of this root, oldest first; a folder whose manifest cannot be read is none."""
         return self._manifests_in("[!.]*/*")
 
     def _manifests_in(self, folders: str) -> Iterator[Manifest]:
@@ -204,16 +229,24 @@ class Store:
         """The one artifact whose key starts with `prefix`, KEY or stage/KEY; ValueError if none or several."""
         stage, _, key = prefix.rpartition("/")
         matches = list(self._manifests_in(f"{glob.escape(stage) or '[!.]*'}/{glob.escape(key)}*")) if key else []
+        if key and not matches and self.shared is not None:
+            matches = list(self.shared.manifests(prefix))
         if len(matches) != 1:
             what = "no artifact" if not matches else f"{len(matches)} artifacts"
             raise ValueError(f"{what} with key {prefix!r}: 'alignflow artifacts ls' shows the keys")
         return matches[0]
 
-    def publish(self, source: Path, draft: "ManifestDraft") -> ArtifactRef:
+    def has_key(self, beginning: str) -> bool:
+        """Whether some key begins so, here or in the shared store."""
+        there = self.shared.manifests(beginning) if self.shared is not None else iter(())
+        return any(self._manifests_in(f"[!.]*/{beginning}*")) or any(there)
+
+    def publish(self, source: Path, draft: "ManifestDraft", guard: Callable[[], None] | None = None) -> ArtifactRef:
         """Make the files under `source` the artifact `draft` describes: manifest last, then one rename.
 
         `source` lies on the store's disk. Until the rename it stays where it is, so that a run that is cut off
-        here finds its record again.
+        here finds its record again. With a shared store the artifact is then uploaded, `guard` asked before each
+        write (`alignment_core.shared_store.SharedStore.share`, for what that raises and returns).
         """
         target = self.root / draft.stage / draft.key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,38 +263,19 @@ class Store:
             shutil.rmtree(target)
         source.rename(target)
         sync_folder(target.parent)
-        self._note_publication(manifest)
-        return manifest.ref()
+        note_publication(self._ledger_path, manifest.stage, manifest.key, manifest.label)
+        return manifest.ref() if self.shared is None else self.shared.share(manifest, guard)
 
     def ledger(self, mentioning: str = "") -> list[dict[str, Any]]:
         """Every publication ever made here: stage, key, label, time; oldest first.
 
         With `mentioning`, only the lines that have this text somewhere: to decode them all is what takes long.
         """
-        path = self.root / ".ledger.jsonl"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        wanted = json.dumps(mentioning)[1:-1]
-        if wanted not in text:
-            return []
-        lines = []
-        for line in text.splitlines():
-            if wanted in line:
-                with suppress(ValueError):  # a full disk can cut a line short; it tells only why a key is new
-                    lines.append(json.loads(line))
-        return lines
+        return read_ledger(self._ledger_path, mentioning)
 
-    def _note_publication(self, manifest: Manifest) -> None:
-        line = {"stage": manifest.stage, "key": manifest.key, "label": manifest.label, "time": time.time()}
-        with (self.root / ".ledger.jsonl").open("ab") as file:
-            if file.tell() and not self._ledger_is_whole():
-                file.write(b"\n")
-            file.write(json.dumps(line).encode() + b"\n")
-
-    def _ledger_is_whole(self) -> bool:
-        """Whether the last line is complete; a full disk can cut one short."""
-        with (self.root / ".ledger.jsonl").open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+    @property
+    def _ledger_path(self) -> Path:
+        return self.root / ".ledger.jsonl"
 
 
 def _read_acceptances(paths: Iterable[Path]) -> Iterator[Acceptance]:

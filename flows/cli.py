@@ -37,6 +37,7 @@ Preset = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. grpo.n_grpo_steps=20.")
 ]
+Shared = Annotated[bool, typer.Option("--shared", help="In the shared store (ALIGNFLOW_STORE) instead.")]
 Root = Annotated[Path, typer.Option("--root", help="Folder that holds data/store and mlruns.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would run, why, and what disk it takes.")]
 
@@ -262,11 +263,12 @@ def artifacts_accept(
 def artifacts_verify(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys or their beginnings; default: all.")] = None,
     root: Root = Path("."),
+    shared: Shared = False,
 ) -> None:
     """Read every file and compare its sha256; exit code 1 and what to do if anything is damaged."""
     from flows.upkeep import verify_artifacts
 
-    lines = _user(lambda: list(verify_artifacts(root.resolve(), keys or [])))
+    lines = _user(lambda: list(verify_artifacts(root.resolve(), keys or [], shared)))
     for line, _ in lines:
         typer.echo(line)
     raise typer.Exit(int(any(damage for _, damage in lines)))
@@ -278,11 +280,17 @@ def artifacts_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what was made or used since so many days.")] = 30,
     states: Annotated[bool, typer.Option("--states", help="Also training states kept for runs of more steps.")] = False,
+    shared: Shared = False,
 ) -> None:
-    """Remove what neither the last run of any study nor any recent run stands on, and what kills left behind."""
-    from flows.upkeep import remove_unneeded
+    """Remove what neither the last run of any study nor any recent run stands on, and what kills left behind.
 
-    for line in _user(lambda: list(remove_unneeded(root.resolve(), keep_days, dry_run, states))):
+    In a shared store only what kills left behind: no root can tell what the studies of the others stand on.
+    """
+    from flows.upkeep import remove_unneeded, sweep_shared
+
+    folder, common = root.resolve(), (keep_days, dry_run)
+    lines = _user(lambda: list(sweep_shared(folder, *common) if shared else remove_unneeded(folder, *common, states)))
+    for line in lines:
         typer.echo(line)
 
 
@@ -317,7 +325,9 @@ def _is_key(root: Path, text: str) -> bool:
 
     if not re.fullmatch("[0-9a-f]{6,32}", text) or Path(text).exists():
         return False
-    return any((root / "data" / "store").glob(f"[!.]*/{text}*/manifest.json"))
+    from alignment_core.store_access import open_store
+
+    return _user(lambda: open_store(root.resolve()).has_key(text))
 
 
 def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, plan: bool, **extra: Any) -> None:

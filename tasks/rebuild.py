@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from alignment_core.durable import write_durably
 from alignment_core.journal import PastRun, past_runs, undisturbed
 from alignment_core.stage import StageSpec
 from alignment_core.store import Manifest, Store
+from alignment_core.store_access import open_store
 from tasks.tracking import KIND_TAG, Session, connect, run_tags, tracking_uri
 
 SETTLED = ".root"
@@ -45,7 +46,7 @@ def rebuild(root: Path, say: Callable[[str], None] = lambda _: None) -> Rebuilt:
 
     Raises ValueError if a study run is under way, or if MLflow holds runs that are not ours.
     """
-    store = Store(root / "data" / "store")
+    store = open_store(root)
     with undisturbed(store.root):
         return replace(root, store, say)
 
@@ -130,8 +131,8 @@ def _remove_own_runs(client: Any, studies: set[str]) -> None:
 
 
 def _write(root: Path, store: Store, uri: str, say: Callable[[str], None]) -> Rebuilt:
-    manifests = {one.key: one for one in store.manifests()}
     runs = past_runs(store.root)
+    manifests = _manifests(store, runs)
     made = _producers(manifests, runs)
     studies = {run.began.study for run in runs}
     for run in runs:
@@ -144,6 +145,16 @@ def _write(root: Path, store: Store, uri: str, say: Callable[[str], None]) -> Re
         _write_stages(store, session, orphans)
         studies.add(UNKNOWN_STUDY)
     return Rebuilt(len(studies), len(runs), len(manifests))
+
+
+def _manifests(store: Store, runs: list[PastRun]) -> dict[str, Manifest]:
+    """Those of the root, and those that only a shared store has but a study run of the root reached; oldest first."""
+    found = {one.key: one for one in store.manifests()}
+    if store.shared is not None:
+        for line in (line for run in runs for line in run.reached if line.key not in found):
+            with suppress(FileNotFoundError, ValueError):
+                found[line.key] = store.manifest(line.stage, line.key)
+    return dict(sorted(found.items(), key=lambda item: item[1].producer.started))
 
 
 def _producers(manifests: Mapping[str, Manifest], runs: list[PastRun]) -> dict[str, list[str]]:
@@ -188,7 +199,7 @@ def _write_stages(store: Store, session: Session, manifests: list[Manifest]) -> 
         )
         began = manifest.producer.started
         session.open_stage(spec, began)
-        artifact = store.path(manifest.ref())
+        artifact = store.record(manifest.ref())
         session.close_stage(spec.key, manifest.ref(), artifact, began + manifest.producer.seconds)
 
 

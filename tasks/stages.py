@@ -6,6 +6,7 @@ Prefect's record is refreshed, so a deleted artifact is a miss, said aloud. So i
 yet confirmed the stage's record: the artifact is then found, and its record sent again.
 """
 
+import logging
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,11 +21,14 @@ from alignment_core.events import Event
 from alignment_core.interruption import exit_code_of
 from alignment_core.operation import stage_python
 from alignment_core.records import ArtifactRef
+from alignment_core.shared_store import SharedStore
 from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
 from alignment_core.stage_server import run_elsewhere
 from alignment_core.store import Store
 from tasks.workspace import Workspace
+
+logger = logging.getLogger("alignflow")
 
 
 def run_cached(
@@ -37,6 +41,8 @@ def run_cached(
         note_accepted(workspace, label, ref, workspace.planner.stages[label].accepted)
         return ref
     found = workspace.store.lookup(stage, spec.key)
+    if found.ref is not None and workspace.store.shared is not None:
+        share_if_absent(workspace.store.shared, found.ref)
     if found.ref is not None and found.accepted:
         spec = as_computed(workspace.store, spec, found.ref)
     workspace.reached(label, stage, spec.key, "asked")
@@ -61,6 +67,12 @@ def run_cached(
         workspace.reached(label, stage, ref.key, "cached")
         workspace.listener.finished(label, cached)
     return ref
+
+
+def share_if_absent(shared: SharedStore, ref: ArtifactRef) -> None:
+    """Upload an artifact that only this root has: from before there was a shared store, or from an outage of it."""
+    if told := shared.share_if_absent(ref):
+        logger.warning("%s", told)
 
 
 def note_accepted(workspace: Workspace, label: str, ref: ArtifactRef, reason: str) -> None:
@@ -100,7 +112,7 @@ def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, 
         workspace.listener.failed(spec.label, error)
         workspace.tracker.stage_failed(spec, stopped=exit_code_of(error) is not None)
         raise
-    workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.path(outcome.ref))
+    workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.record(outcome.ref))
     workspace.outcomes[spec.label] = outcome
     workspace.reached(spec.label, spec.stage, outcome.ref.key, outcome.how)
     workspace.listener.finished(spec.label, outcome)

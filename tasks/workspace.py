@@ -16,6 +16,7 @@ from alignment_core.planning import Planner
 from alignment_core.stage import StageOutcome
 from alignment_core.stage_config import AcceptedStage
 from alignment_core.store import Store
+from alignment_core.store_access import open_store
 from tasks.progress import Listener, LogListener
 from tasks.rebuild import settle
 from tasks.recovery import crash_flow_run
@@ -74,7 +75,8 @@ def open_workspace(
     Raises ValueError with the remedy if the root cannot be written.
     """
     folder = Path(root or ".").resolve()
-    store = Store(require_writable(folder))
+    require_writable(folder)
+    store = open_store(folder)
     settle(folder, store, logger.warning)
     dead, flow_run = dead_runs(store.root), runtime.flow_run.id or ""
     tags = {"alignflow.git_sha": git_sha()}
@@ -122,9 +124,12 @@ def _close_dead(dead: list[PastRun], tracker: Tracker, current: str) -> None:
 
 
 def planning_workspace(root: str | None) -> Workspace:
-    """A workspace in which nothing is computed and nothing written: each stage is noted in the plan."""
+    """A workspace in which nothing is computed and nothing written: each stage is noted in the plan.
+
+    But what the plan has to read and only a shared store has is downloaded: data, no weights.
+    """
     folder = Path(root or ".").resolve()
-    store = Store(folder / "data" / "store", remembers=False)
+    store = open_store(folder, remembers=False)
     return Workspace(folder, store, Tracker(folder, "plan", "plan", {}), _listener, planner=Planner(store))
 
 
