@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignment_core.batching import Layout
-from alignment_core.models import ComputeDtype, autocast, device_of
+from alignment_core.models import ComputeDtype, autocast, device_of, outside_family
 from alignment_core.training_config import Attention
 
 IMPLEMENTATION = "alignflow_packed"
@@ -41,15 +41,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 def unsupported(model: nn.Module) -> str | None:
     """Why this model cannot run packed rows; None if it can."""
-    config = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
-    if not isinstance(model, PreTrainedModel) or kind not in FAMILY:
-        return f"model type {kind} is none of {', '.join(FAMILY)}"
-    if any(layer != "full_attention" for layer in getattr(config, "layer_types", None) or ()):
-        return "the model has layers other than full attention"
-    if kind == "mistral" and getattr(config, "sliding_window", None) is not None:
+    reason = outside_family(model, FAMILY)
+    config: Any = getattr(model, "config", None)
+    if reason is None and config.model_type == "mistral" and getattr(config, "sliding_window", None) is not None:
         return "the model attends through a sliding window"
-    return None
+    return reason
 
 
 def prepare_attention(model: nn.Module, attention: Attention, compute_dtype: ComputeDtype) -> str:

@@ -181,37 +181,50 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def packed_batches(sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[int]]:
+def packed_batches(sequences: Sequence[TokenSequence], max_tokens: int, together: int = 1) -> list[list[int]]:
     """Split sequences into index lists whose packed rows hold at most `max_tokens` tokens, equal prompts once.
 
-    Sequences of one prompt stay together, in the order of the first of them; a sequence longer than the budget gets
-    a row of its own. Raises ValueError for a budget or a length that is not positive.
+    Sequences of one prompt stay together, in the order of the first of them; every `together` of them in a row (the
+    two of a preference pair) are never parted. Those that exceed the budget alone get a row of their own.
+    Raises ValueError for a budget or a length that is not positive.
     """
     if max_tokens <= 0 or any(sequence.length <= 0 for sequence in sequences):
         raise ValueError(f"token budget {max_tokens} and all sequence lengths must be positive")
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        groups.setdefault(tuple(sequence.prompt_ids), []).append(index)
+    prompts = [tuple(sequence.prompt_ids) for sequence in sequences]
+    groups: dict[tuple[int, ...], list[range]] = {}
+    for unit in _units(sequences, together):
+        groups.setdefault(prompts[unit[0]], []).append(unit)
     batches: list[list[int]] = []
-    room = 0
-    for prompt, members in groups.items():
-        here = False
-        for index in members:
-            response = len(sequences[index].response_ids)
-            if not batches or response + (0 if here else len(prompt)) > room:
-                batches.append([])
-                room, here = max_tokens, False
-            room -= response + (0 if here else len(prompt))
-            here = True
-            batches[-1].append(index)
+    room, held = 0, set[tuple[int, ...]]()
+    for unit in (unit for members in groups.values() for unit in members):
+        own = {prompts[index] for index in unit}
+        responses = sum(len(sequences[index].response_ids) for index in unit)
+        if not batches or responses + sum(map(len, own - held)) > room:
+            batches.append([])
+            room, held = max_tokens, set()
+        room -= responses + sum(map(len, own - held))
+        held |= own
+        batches[-1].extend(unit)
     return batches
 
 
-def plan_batches(sequences: Sequence[TokenSequence], max_tokens: int, packed: bool) -> list[list[int]]:
-    """Micro-batches of at most `max_tokens` tokens, counted as the model will run them: packed, or padded."""
+def plan_batches(
+    sequences: Sequence[TokenSequence], max_tokens: int, packed: bool, together: int = 1
+) -> list[list[int]]:
+    """Micro-batches of at most `max_tokens` tokens, counted as the model will run them: packed, or padded.
+
+    Every `together` sequences in a row share a micro-batch.
+    """
     if packed:
-        return packed_batches(sequences, max_tokens)
-    return micro_batches([sequence.length for sequence in sequences], max_tokens)
+        return packed_batches(sequences, max_tokens, together)
+    units = _units(sequences, together)
+    sizes = [together * max(sequences[index].length for index in unit) for unit in units]
+    return [[index for number in part for index in units[number]] for part in micro_batches(sizes, max_tokens)]
+
+
+def _units(sequences: Sequence[TokenSequence], together: int) -> list[range]:
+    """Indices of what must not be parted."""
+    return [range(first, first + together) for first in range(0, len(sequences), together)]
 
 
 class PackedDataset(Dataset[dict[str, Tensor]]):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from alignment_core.models import device_of
+from alignment_core.models import device_of, outside_family
 
 FAMILY = ("llama", "qwen2", "qwen3")
 """Model types whose layers are: norm, attention with rotary positions, norm, gated MLP; both with a residual."""
@@ -44,13 +44,10 @@ class Cache(NamedTuple):
 
 def unsupported(model: nn.Module) -> str | None:
     """Why this module cannot decode `model`; None if it can."""
-    config = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
-    if not isinstance(model, PreTrainedModel) or kind not in FAMILY:
-        return f"model type {kind} is none of {', '.join(FAMILY)}"
-    if any(layer != "full_attention" for layer in getattr(config, "layer_types", None) or ()):
-        return "the model has layers other than full attention"
-    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    reason = outside_family(model, FAMILY)
+    if reason is not None:
+        return reason
+    scaling = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
     return None if scaling in ROTARY else f"rotary scaling {scaling} depends on the length"
 
 

@@ -19,6 +19,9 @@ from alignment_core.config import SamplingConfig
 REPLACEMENT = "\ufffd"
 """What a token decodes to when it holds only a part of a character."""
 
+BLOCK = 512
+"""Ids summed at once where a token is drawn: about the root of a vocabulary."""
+
 
 class Draw(NamedTuple):
     """What one step gives each row."""
@@ -40,33 +43,58 @@ def draw_tokens(
     `logits` (A, V), `draws` (A,) float64 in [0, 1). Temperature 0 takes the likeliest token, with the log-probs
     of temperature 1. `banned` ids cannot be drawn; the rest is renormalised.
     """
-    scaled = logits.float() / (temperature if temperature > 0 else 1.0)
+    scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     log_probs = scaled.log_softmax(-1)
     probabilities = log_probs.exp()
-    entropy = -(probabilities * log_probs).sum(-1)
+    entropy = -torch.linalg.vecdot(probabilities, log_probs)
     if len(banned):
         allowed = scaled.index_fill(1, torch.as_tensor(banned, device=scaled.device), -torch.inf)
         probabilities = allowed.softmax(-1)
     if temperature == 0:
         ids = probabilities.argmax(-1)
     else:
-        weights = probabilities.double()
-        ids = inverse_cdf(weights if top_p >= 1 else nucleus(weights, top_p), draws)
+        ids = inverse_cdf(probabilities if top_p >= 1 else nucleus(probabilities, top_p), draws)
     return Draw(ids, log_probs.gather(1, ids[:, None]).squeeze(1), entropy)
 
 
 def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
-    """(A, V) float64 weights, not necessarily summing to 1, and (A,) draws in [0, 1) -> (A,) ids."""
-    cumulative = weights.cumsum(-1)
-    thresholds = draws[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+    """(A, V) weights, not necessarily summing to 1, and (A,) float64 draws in [0, 1) -> (A,) ids.
+
+    A running sum in float32 over a large vocabulary would lose what is rarer than its rounding error, and could end
+    below the draw. So a block of ids is drawn first, then one of its ids: float64 where sums run, over a few hundred
+    numbers, and one pass over the weights. An id of weight 0 is never drawn, unless no weight of its row is positive.
+    """
+    size, device = weights.shape[-1], weights.device
+    whole = size // BLOCK
+    blocks = weights[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(-1)
+    rest = weights[:, whole * BLOCK :].sum(-1, keepdim=True)
+    block, inside = _draw(torch.cat([blocks, rest], 1).double(), draws)
+    ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=device)
+    own = weights.gather(1, ids.clamp(max=size - 1)).double().masked_fill(ids >= size, 0)
+    offset, _ = _draw(own, inside)
+    return (block * BLOCK + offset).clamp(max=size - 1)
+
+
+def _draw(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """(A, n) float64 weights and (A,) draws -> (A,) first indices whose running sum exceeds draw * sum, and how far
+    in [0, 1) into the weight at that index."""
+    sums = weights.cumsum(-1)
+    thresholds = draws * sums[:, -1]
+    places, positive = torch.arange(weights.shape[-1], device=weights.device), weights > 0
+    # A parallel scan need not be monotone to the last bit, so a weight of 0 is left out by itself.
+    first = torch.where(positive & (sums > thresholds[:, None]), places, weights.shape[-1]).amin(-1)
+    last = torch.where(positive, places, 0).amax(-1)
+    index = torch.minimum(first, last)[:, None]
+    own = weights.gather(1, index)[:, 0]
+    inside = (thresholds - sums.gather(1, index)[:, 0] + own) / own
+    return index[:, 0], inside.clamp(0, 1 - 2**-52)
 
 
 def nucleus(weights: Tensor, top_p: float) -> Tensor:
     """Weights of the smallest set of likeliest ids whose share reaches `top_p`; 0 for the others."""
     ordered, ids = torch.sort(weights, dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(before >= top_p * ordered.sum(-1, keepdim=True), 0)
+    sums = ordered.cumsum(-1, dtype=torch.float64)
+    kept = ordered.masked_fill(sums - ordered >= top_p * sums[:, -1:], 0)
     return torch.zeros_like(weights).scatter(1, ids, kept)
 
 

@@ -39,13 +39,14 @@ class Engine:
             compile_layers(model)
         self._advice = ADVICE.format(tokens=settings.micro_batch_tokens)
 
-    def micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[list[int], Batch]]:
+    def micro_batches(self, sequences: Sequence[TokenSequence], together: int = 1) -> Iterator[tuple[list[int], Batch]]:
         """This process's micro-batches: indices into `sequences`, and their batch on the model's device.
 
+        Every `together` sequences in a row stay in one micro-batch, in their order.
         Raises ValueError for a sequence longer than the model's positions, or an id without an embedding.
         """
         self._check(sequences)
-        planned = plan_batches(sequences, self.settings.micro_batch_tokens, is_packed(self.model))
+        planned = plan_batches(sequences, self.settings.micro_batch_tokens, is_packed(self.model), together)
         for number in share_of(len(planned)):
             rows = planned[number]
             with memory_advice(self._advice):

@@ -30,7 +30,7 @@ SAMPLERS = {
 }
 """What `sampling.backend` chooses from; a stage's key follows the one it names."""
 MODULE_BODY = "<module>"
-OBSERVERS = {"alignment_core.validation.make_validator"}
+OBSERVERS = {"alignment_core.validation.make_validator", "alignment_core.validation.stage_validator"}
 """Definitions that watch a run: they write its record, never its content, so no key follows them. Without this rule
 an edit of the grader would train every model again for the sake of a validation curve."""
 

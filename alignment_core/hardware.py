@@ -11,20 +11,22 @@ from alignment_core.attention import KERNELS, choose_kernel
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """How torch says so, on a GPU and on a CPU."""
+ADVISED = "out of memory: "
 
 
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
     """Say what to lower where torch runs out of memory.
 
-    Raises MemoryError in place of torch's own error.
+    Raises MemoryError in place of torch's own error, or of numpy's; one that has its advice stays as it is.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not any(text in str(error) for text in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        text, python = str(error), isinstance(error, MemoryError)
+        if text.startswith(ADVISED) if python else not any(sign in text for sign in NO_MEMORY):
             raise
-        raise MemoryError(f"out of memory: {advice} ({str(error).splitlines()[0][:200]})") from error
+        raise MemoryError(f"{ADVISED}{advice} ({text[:200].partition(chr(10))[0] or 'no details'})") from error
 
 
 def devices() -> Iterator[tuple[str, str]]:

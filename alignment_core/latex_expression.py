@@ -3,13 +3,14 @@ r"""Tidy LaTeX (or plain) mathematics as an expression tree, for the thorough ve
 Unlike the fast verdict's text rendering it keeps the structure of the LaTeX: `\frac{1+x}{2}` is (1+x)/2. Recursive
 descent with bounded nesting; whatever is not surely understood raises `Unreadable`.
 
-    sum = product (+|- product)*      product = factor ((*|/|\cdot|...|nothing) factor)*      factor = -factor | power
+    sum = product (+|- product)*      product = signed ((*|/|\cdot|...|nothing) signed)*      signed = -signed | power
     power = primary (! | ^argument | degree)*      primary = number | name | (sum) | {sum} | |sum| | function argument
 """
 
 import re
 from fractions import Fraction
 
+from alignment_core.descent import Descent
 from alignment_core.latex_plain import MAX_NESTING
 from alignment_core.numeric import Node, Unreadable, evaluate, unknowns
 from alignment_core.seeding import derive_seed
@@ -51,11 +52,7 @@ def read_expression(text: str) -> Node:
     lexemes = _lexemes(text)
     if len(lexemes) > MAX_LEXEMES:
         raise Unreadable("expression too long")
-    reader = _Reader(lexemes)
-    tree = reader.sum(0)
-    if reader.position < len(lexemes):
-        raise Unreadable("not an expression to its end")
-    return tree
+    return _Reader(lexemes).whole()
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -97,48 +94,23 @@ def _words(run: str) -> list[str]:
     return list(run)
 
 
-class _Reader:
-    """`position` is the next lexeme to read."""
+class _Reader(Descent):
+    """`bars` counts the absolute values that are open."""
 
     def __init__(self, lexemes: list[str]) -> None:
-        self.lexemes = lexemes
-        self.position = 0
+        super().__init__(lexemes)
         self.bars = 0
-
-    def peek(self) -> str:
-        """The next lexeme, or the empty string."""
-        return self.lexemes[self.position] if self.position < len(self.lexemes) else ""
-
-    def take(self) -> str:
-        """Consume the next lexeme."""
-        lexeme = self.peek()
-        self.position += 1
-        return lexeme
-
-    def expect(self, lexeme: str) -> None:
-        """Consume this very lexeme."""
-        if self.take() != lexeme:
-            raise Unreadable(f"a {lexeme!r} is missing")
-
-    def sum(self, depth: int) -> Node:
-        """Terms joined by + and -."""
-        if depth > MAX_NESTING:
-            raise Unreadable("nested too deep")
-        node = self.product(depth)
-        while self.peek() in {"+", "-"}:
-            node = (self.take(), node, self.product(depth))
-        return node
 
     def product(self, depth: int) -> Node:
         """Factors joined by a sign or by nothing, from left to right."""
-        node = self.factor(depth)
+        node = self.signed(depth)
         while True:
             lexeme = self.peek()
             if lexeme in _OPERATORS:
                 self.take()
-                node = (_OPERATORS[lexeme], node, self.factor(depth))
+                node = (_OPERATORS[lexeme], node, self.signed(depth))
             elif self.begins_factor(lexeme):
-                node = ("*", node, self.factor(depth))
+                node = ("*", node, self.signed(depth))
             else:
                 return node
 
@@ -152,20 +124,9 @@ class _Reader:
             return False
         return lexeme in {"(", "{", "["} or lexeme.isalpha() or (lexeme[0] == "\\" and lexeme[1:].isalpha())
 
-    def factor(self, depth: int) -> Node:
-        """A power with leading signs."""
-        if depth > MAX_NESTING:
-            raise Unreadable("nested too deep")
-        if self.peek() == "-":
-            self.take()
-            return ("-", ("number", Fraction(0)), self.factor(depth + 1))
-        if self.peek() == "+":
-            self.take()
-            return self.factor(depth + 1)
-        return self.power(self.primary(depth), depth)
-
-    def power(self, node: Node, depth: int) -> Node:
+    def power(self, depth: int) -> Node:
         """Factorials, exponents and degree marks after a primary."""
+        node = self.primary(depth)
         while self.peek() in {"!", "^"}:
             if self.take() == "!":
                 node = ("!", node)
@@ -281,9 +242,9 @@ class _Reader:
     def bare_argument(self, depth: int) -> Node:
         """A group, or factors side by side up to the next sign or function."""
         grouped = self.peek() in {"(", "{"}
-        node = self.factor(depth)
+        node = self.signed(depth)
         while not grouped and self.begins_factor(self.peek()) and self.peek()[1:] not in _FUNCTIONS:
-            node = ("*", node, self.factor(depth))
+            node = ("*", node, self.signed(depth))
         return node
 
     def argument(self, depth: int, signed: bool = False) -> Node:
@@ -292,7 +253,7 @@ class _Reader:
         if depth > MAX_NESTING:
             raise Unreadable("nested too deep")
         if signed and lexeme == "-":
-            return self.factor(depth)
+            return self.signed(depth)
         if not signed and lexeme[:1].isdigit() and len(lexeme) > 1:
             self.lexemes[self.position] = lexeme[1:]
             return ("number", Fraction(lexeme[0]))

@@ -3,8 +3,9 @@
 Nothing a checkpoint supplies decides how we sample: of its generation config only the token ids are kept.
 """
 
+import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +117,17 @@ def vocab_limit(tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer)
 
 
+def outside_family(model: nn.Module, family: Sequence[str]) -> str | None:
+    """Why `model` is no causal transformer of these model types with full attention in every layer; None if it is."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", None)
+    if not isinstance(model, PreTrainedModel) or kind not in family:
+        return f"model type {kind} is none of {', '.join(family)}"
+    if any(layer != "full_attention" for layer in getattr(config, "layer_types", None) or ()):
+        return "the model has layers other than full attention"
+    return None
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Device of the model's weights."""
     return next(model.parameters()).device
@@ -136,6 +148,27 @@ def disable_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def frozen_copy(model: PreTrainedModel, compute_dtype: ComputeDtype) -> PreTrainedModel:
+    """`model` as it is now, to score with: no gradients, no dropout, and scores bit-equal to its own.
+
+    The matrices of linear layers are held in the compute type, to which autocast would round them anyway. What is
+    added to in float32 (norms, biases) or read by an embedding (a tied head with it) is held as it is.
+    """
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - looked_up
+    narrow = torch.bfloat16 if compute_dtype == "bfloat16" else None
+    copies: dict[int, Any] = {
+        id(weight): nn.Parameter(
+            weight.detach().to(narrow if id(weight) in matrices else None, copy=True), requires_grad=False
+        )
+        for weight in model.parameters()
+    }
+    # Given beforehand, so that no copy of the whole is ever held in float32.
+    frozen: PreTrainedModel = copy.deepcopy(model, copies)
+    disable_dropout(frozen)
+    return frozen.eval()
 
 
 def set_checkpointing(model: PreTrainedModel, on: bool) -> None:

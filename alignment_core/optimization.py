@@ -8,10 +8,16 @@ import torch
 from torch import nn
 
 from alignment_core.batching import TokenSequence
+from alignment_core.hardware import memory_advice
 from alignment_core.runs import RunContext
 from alignment_core.training_config import OptimizerConfig
 
 BROKEN_BATCH = "broken_batch"
+
+ADVICE = (
+    "weights, gradients and moments take 16 bytes per parameter, and activations lie beside them: lower "
+    "micro_batch_tokens, or take a smaller model"
+)
 
 FUSED_DEVICES = {"cpu", "cuda"}
 """Where torch has a fused AdamW: one kernel over all parameters."""
@@ -60,42 +66,49 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     )
 
 
-def apply_update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, total: int
-) -> UpdateReport:
-    """Clip the accumulated gradient, take update `step` (0-based) of `total`, clear the gradient.
+@dataclass(frozen=True)
+class StepGuard:
+    """Stops a run whose numbers are not finite, before any weight changes."""
 
-    Raises FloatingPointError, before any weight changes, if the gradient is not finite.
-    """
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
-    if not math.isfinite(norm):
+    run: RunContext
+    step: int
+    """Of the loop, from 1."""
+    sequences: Sequence[TokenSequence]
+    """The optimizer batch."""
+
+    def finite(self, what: str, value: float) -> float:
+        """The value itself.
+
+        Raises FloatingPointError if it is NaN or infinite; the optimizer batch is then in the run's record, as rows
+        "broken_batch", and the last checkpoint stands.
+        """
+        if math.isfinite(value):
+            return value
+        rows = [{"prompt_ids": one.prompt_ids, "response_ids": one.response_ids} for one in self.sequences]
+        self.run.emit_rows(BROKEN_BATCH, self.step, rows)
         raise FloatingPointError(
-            f"the gradient norm is {norm} at update {step + 1}: lower the learning rate, compute in float32, "
-            "or look for a broken example in the last checkpoint's next batch"
+            f"the {what} is {value} at step {self.step}: its batch is in the run's record as rows {BROKEN_BATCH!r}; "
+            "lower the learning rate, compute in float32, or take a broken example out of the data"
         )
-    rate = learning_rate_at(config, step, total)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return UpdateReport(norm, rate)
 
 
-def checked_loss(
-    loss: float, step: int, run: RunContext | None = None, sequences: Sequence[TokenSequence] = ()
-) -> float:
-    """The loss itself.
+def apply_update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    update: int,
+    total: int,
+    guard: StepGuard,
+) -> UpdateReport:
+    """Clip the accumulated gradient, take update `update` (0-based) of `total`, clear the gradient.
 
-    Raises FloatingPointError if it is NaN or infinite, before any weight changes; the optimizer batch is then in the
-    run's record, as rows "broken_batch", and the last checkpoint stands.
+    Raises FloatingPointError, by the guard, if the gradient is not finite.
     """
-    if math.isfinite(loss):
-        return loss
-    where = ""
-    if run is not None:
-        rows = [{"prompt_ids": one.prompt_ids, "response_ids": one.response_ids} for one in sequences]
-        run.emit_rows(BROKEN_BATCH, step, rows)
-        where = f"its batch is in the run's record as rows {BROKEN_BATCH!r}; "
-    raise FloatingPointError(
-        f"the loss is {loss} at step {step}: {where}lower the learning rate, or resume from an earlier checkpoint"
-    )
+    with memory_advice(ADVICE):
+        norm = guard.finite("gradient norm", float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
+        rate = learning_rate_at(config, update, total)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return UpdateReport(norm, rate)

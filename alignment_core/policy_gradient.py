@@ -7,7 +7,6 @@ enter a loss only as the weights that `importance_cap` asks for. With a KL penal
 scores each rollout batch once. `alignment_core.step_metrics` says what every step records.
 """
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from alignment_core.batching import Batch
 from alignment_core.checkpoints import LoopIdentity, checkpoint_if_due, resume, write_checkpoint
 from alignment_core.config import RewardName, SamplingConfig
 from alignment_core.engine import Engine
+from alignment_core.epochs import Validate, validation_due
+from alignment_core.hardware import memory_advice
 from alignment_core.logprobs import gradient_of
 from alignment_core.losses import (
     aggregate,
@@ -29,8 +30,8 @@ from alignment_core.losses import (
     kl_to_reference,
     policy_gradient_loss,
 )
-from alignment_core.models import ComputeDtype, device_of, disable_dropout
-from alignment_core.optimization import UpdateReport, apply_update, checked_loss, make_optimizer
+from alignment_core.models import ComputeDtype, device_of, disable_dropout, frozen_copy
+from alignment_core.optimization import StepGuard, UpdateReport, apply_update, make_optimizer
 from alignment_core.overlap import Grader
 from alignment_core.processes import first_of, gather, own_run, process_rank, sum_over_processes
 from alignment_core.random_draws import permutation
@@ -39,7 +40,6 @@ from alignment_core.rollouts import Rollout, collect_rollout, completion_rows, g
 from alignment_core.runs import RunContext
 from alignment_core.sampling import Sampler, make_sampler
 from alignment_core.seeding import derive_seed
-from alignment_core.sft import Validate, validation_due
 from alignment_core.step_metrics import StepStatistics, peak_memory_gb, throughput
 from alignment_core.training_config import GRPOConfig
 
@@ -146,7 +146,10 @@ class _Learner:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.engine = Engine(model, tokenizer, config, compute_dtype, sampling.temperature)
         self._model, self._config, self._sampling, self._seed = model, config, sampling, seed
-        self._reference = _frozen_copy(model) if config.kl_coefficient else None
+        self._reference = None
+        if config.kl_coefficient:
+            with memory_advice("grpo.kl_coefficient above 0 holds a second model: set it to 0, or take a smaller one"):
+                self._reference = frozen_copy(model, compute_dtype)
 
     def learn(self, rollout: Rollout, step: int, run: RunContext) -> dict[str, float]:
         """All updates of one rollout batch; metrics are means over tokens, over updates for loss and norm."""
@@ -156,10 +159,12 @@ class _Learner:
         scored = self._score(rollout, statistics)
         seconds = time.perf_counter() - started
         updates, losses, reports = updates_per_step(self._config), [], []
+        sequences = rollout.sequences
         for number, rows in enumerate(self._train_batches(len(rollout.completions), step)):
             loss = self._accumulate(rollout, rows, scored, statistics)
-            losses.append(checked_loss(loss, step + 1, run, [rollout.sequences[row] for row in rows]))
-            reports.append(self._update(step * updates + number))
+            guard = StepGuard(run, step + 1, [sequences[row] for row in rows])
+            losses.append(guard.finite("loss", loss))
+            reports.append(self._update(step * updates + number, guard))
         return statistics.metrics(tokens) | {
             "train/loss": sum(losses) / len(losses),
             "train/grad_norm": sum(report.grad_norm for report in reports) / len(reports),
@@ -178,9 +183,9 @@ class _Learner:
             for start in range(0, size, self._config.train_batch_size):
                 yield order[start : start + self._config.train_batch_size]
 
-    def _update(self, index: int) -> UpdateReport:
+    def _update(self, index: int, guard: StepGuard) -> UpdateReport:
         total = self._config.n_grpo_steps * updates_per_step(self._config)
-        return apply_update(self._model, self.optimizer, self._config.optimizer, index, total)
+        return apply_update(self._model, self.optimizer, self._config.optimizer, index, total, guard)
 
     def _accumulate(self, rollout: Rollout, rows: Sequence[int], scored: _Scored, statistics: StepStatistics) -> float:
         """Loss of one optimizer batch, its gradient left in the weights; statistics are added.
@@ -284,13 +289,6 @@ class _Learner:
         sequences = rollout.sequences
         for part, batch in self.engine.micro_batches([sequences[row] for row in rows]):
             yield [rows[index] for index in part], batch
-
-
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The policy as it is now, without dropout and gradients."""
-    reference = copy.deepcopy(model).requires_grad_(False)
-    disable_dropout(reference)
-    return reference.eval()
 
 
 def _sampler_log_probs(rollout: Rollout, rows: Sequence[int], mask: Tensor) -> Tensor | None:

@@ -9,7 +9,8 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-from alignment_core.latex_plain import MAX_NESTING, integer_value, plain_text
+from alignment_core.descent import Descent
+from alignment_core.latex_plain import integer_value, plain_text
 from alignment_core.numeric import Node, Unreadable, equal_everywhere
 from alignment_core.seeding import derive_seed
 
@@ -86,12 +87,7 @@ def parse(text: str) -> Node:
     """
     if len(text) > MAX_EXPRESSION:
         raise Unreadable("expression too long")
-    lexemes = _lexemes(text)
-    parser = _Parser(lexemes)
-    tree = parser.sum(0)
-    if parser.position < len(lexemes):
-        raise Unreadable("unbalanced parenthesis")
-    return tree
+    return _Parser(_lexemes(text)).whole()
 
 
 def _lexemes(text: str) -> list[str]:
@@ -106,29 +102,8 @@ def _lexemes(text: str) -> list[str]:
     return lexemes
 
 
-class _Parser:
-    """Recursive descent; `depth` counts nested parentheses, signs and powers."""
-
-    def __init__(self, lexemes: list[str]) -> None:
-        self.lexemes = lexemes
-        self.position = 0
-
-    def peek(self) -> str:
-        """The next lexeme, or the empty string at the end."""
-        return self.lexemes[self.position] if self.position < len(self.lexemes) else ""
-
-    def take(self) -> str:
-        """Consume and return the next lexeme."""
-        lexeme = self.peek()
-        self.position += 1
-        return lexeme
-
-    def sum(self, depth: int) -> Node:
-        """Terms joined by + and -."""
-        node = self.product(depth)
-        while self.peek() in {"+", "-"}:
-            node = (self.take(), node, self.product(depth))
-        return node
+class _Parser(Descent):
+    """The grammar above."""
 
     def product(self, depth: int) -> Node:
         """Factors joined by *, / or nothing, all of one precedence: `1/2x` is x/2."""
@@ -137,18 +112,6 @@ class _Parser:
             operator = self.take() if self.peek() in {"*", "/"} else "*"
             node = (operator, node, self.signed(depth))
         return node
-
-    def signed(self, depth: int) -> Node:
-        """A power with leading signs."""
-        if depth > MAX_NESTING:
-            raise Unreadable("nested too deep")
-        if self.peek() == "-":
-            self.take()
-            return ("-", ("number", Fraction(0)), self.signed(depth + 1))
-        if self.peek() == "+":
-            self.take()
-            return self.signed(depth + 1)
-        return self.power(depth)
 
     def power(self, depth: int) -> Node:
         """A base with factorial signs and an exponent, which binds to the right."""
@@ -168,8 +131,7 @@ class _Parser:
             if lexeme != "(":
                 self.take()
             inner = self.sum(depth + 1)
-            if self.take() != ")":
-                raise Unreadable("unbalanced parenthesis")
+            self.expect(")")
             return inner if lexeme == "(" else (lexeme, inner)
         if lexeme[:1] in set("0123456789."):
             return ("number", Fraction(lexeme))

@@ -110,7 +110,8 @@ class GRPOConfig(EngineConfig):
     clip_high: Rate | None = None
     """Upper bound 1 + clip_high; None means cliprange. DAPO's clip-higher is 0.28 over a clip_low of 0.2."""
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the k3 estimate of KL(policy || start policy) in the loss; above 0 a frozen copy is held in memory."""
+    """Weight of the k3 estimate of KL(policy || start policy) in the loss; above 0 a frozen copy is held in memory,
+    2 bytes per parameter in bfloat16 (4 in float32), embeddings always in float32."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
     """C: weigh tokens by min(p_old / p_sampler, C), against a sampler that rounds otherwise than the trainer."""
     dynamic_sampling_rounds: NonNegative = 0

@@ -43,13 +43,21 @@ class Transcripts:
                 self._finish(row, position, "stop")
 
     def completions(self, requests: Sequence[PromptRequest], log_probs: Tensor, entropies: Tensor) -> list[Completion]:
-        """One completion per row; `log_probs` and `entropies` are (B, max_tokens), read up to each row's length."""
+        """One completion per row; `log_probs` and `entropies` are (B, max_tokens), read up to each row's length.
+
+        Raises FloatingPointError where the model's probabilities were not numbers.
+        """
         for row in np.flatnonzero(self.alive).tolist():
             self._hand_over(row)
         all_log_probs, all_entropies = log_probs.cpu().numpy(), entropies.cpu().numpy()
         completions = []
         for row, request in enumerate(requests):
             length = int(self._lengths[row])
+            if not np.isfinite(all_log_probs[row, :length]).all():
+                raise FloatingPointError(
+                    f"the model gives no finite probabilities for problem {request.problem_id}: its weights or its "
+                    "compute type are broken; take an earlier checkpoint, or compute in float32"
+                )
             ids = self._tokens[row, :length].tolist()
             completions.append(
                 Completion(

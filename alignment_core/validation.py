@@ -15,6 +15,7 @@ from alignment_core.records import Completion, GradedResponse, Problem
 from alignment_core.rollouts import completion_rows, grader_for
 from alignment_core.runs import RunContext
 from alignment_core.sampling import Sampler, build_requests, make_sampler
+from alignment_core.stage_config import DPOStage, GRPOStage, SFTStage
 
 
 def make_validator(
@@ -53,6 +54,30 @@ def make_validator(
         return validation_metrics(completions, grades)
 
     return validate
+
+
+def stage_validator(
+    stage: SFTStage | DPOStage | GRPOStage,
+    limit: int,
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunContext,
+    sampler: Sampler | None = None,
+    rows_logged: int = 4,
+) -> Callable[[int, PreTrainedModel], dict[str, float]] | None:
+    """`make_validator` as the settings of a training stage have it, over its dev problems."""
+    return make_validator(
+        problems,
+        limit,
+        tokenizer,
+        stage.sampling,
+        stage.reward,
+        run,
+        stage.seed,
+        stage.compute_dtype,
+        sampler,
+        rows_logged,
+    )
 
 
 def validation_metrics(completions: Sequence[Completion], grades: Sequence[GradedResponse]) -> dict[str, float]:

@@ -3,16 +3,16 @@
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.local_servers import free_port, wait_until_healthy
 
 ROOT = Path(__file__).parents[1]
 ARTIFACTS = 10_000
@@ -170,22 +170,3 @@ class StudyBench:
         if numbers["how"] != [how]:
             raise RuntimeError(f"stages came as {numbers['how']}, not {how}")
         return {"whole": time.perf_counter() - began, "seconds": numbers["seconds"]}
-
-
-def free_port() -> int:
-    """A port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_healthy(url: str, seconds: float = 90.0) -> None:
-    """Poll the server's health endpoint; RuntimeError if it does not come."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise RuntimeError(f"no Prefect server at {url} after {seconds} s")

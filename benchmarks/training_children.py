@@ -123,7 +123,7 @@ def trl_sft(work: Work) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from alignment_core.sft import batch_indices
+    from alignment_core.epochs import batch_indices
 
     rows = []
     for prompt, response in examples_of(work):

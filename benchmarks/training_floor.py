@@ -17,7 +17,8 @@ from transformers import Qwen2ForCausalLM
 from alignment_core.batching import TokenSequence
 from alignment_core.engine import Engine
 from alignment_core.logprobs import gradient_of
-from alignment_core.optimization import apply_update, make_optimizer
+from alignment_core.optimization import StepGuard, apply_update, make_optimizer
+from alignment_core.runs import MemoryRun
 from alignment_core.training_config import EngineConfig, OptimizerConfig
 from benchmarks.training_work import Work, make_model, make_prompts, make_responses, make_tokenizer
 
@@ -71,7 +72,7 @@ def step(engine: Engine, optimizer: torch.optim.Optimizer, sequences: list[Token
         scores = engine.scores(batch, with_entropy=True, expected_gradient=expected)
         engine.backward(-scores.log_probs.sum() / count)
     engine.sum_gradients()
-    apply_update(engine.model, optimizer, OptimizerConfig(), 0, 1)
+    apply_update(engine.model, optimizer, OptimizerConfig(), 0, 1, StepGuard(MemoryRun(), 1, sequences))
 
 
 def products(model: Qwen2ForCausalLM, sequences: list[TokenSequence]) -> float:

@@ -1,9 +1,12 @@
 """Fixtures shared by the whole suite."""
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+
+from alignment_core.store import Store
 
 # A shell that starts the suite in the background has it ignore SIGINT, and every child process would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -18,3 +21,21 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED}: put gsm8k/, math/, sft/, graded/ there to run this test")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a finished smoke study, not to be changed: its stages are stand-ins, their keys real."""
+    # Imported here: the suite of the vllm environment has no Prefect.
+    from planned_store import make_study
+
+    root = tmp_path_factory.mktemp("finished")
+    make_study(root)
+    return root
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Store:
+    """A copy of that study's store, under tmp_path."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return Store(tmp_path / "data" / "store")

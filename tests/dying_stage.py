@@ -33,7 +33,7 @@ def attempt(place: str | None, spec: Path, store: Path, report: Path) -> None:
     watch_steps(steps)
     if place is not None:
         name, number, when = PLACES[place]
-        loop = "sft" if spec.stem.startswith("sft") else "policy_gradient"
+        loop = "epochs" if spec.stem.startswith("sft") else "policy_gradient"
         plant(name.format(loop=loop), number, when, lambda: die(report, steps[0]))
     with report.open("w") as file, contextlib.redirect_stdout(file):
         code = stage_process.main([str(spec), str(store)])
@@ -61,10 +61,10 @@ def watch_steps(steps: list[int]) -> None:
 
 def plant(name: str, number: int, when: str, kill: Callable[[], None]) -> None:
     """Replace a function by one that kills at its `number`-th call."""
-    from alignment_core import checkpoint_folders, checkpoints, policy_gradient, sft, stage_run, store
+    from alignment_core import checkpoint_folders, checkpoints, epochs, policy_gradient, stage_run, store
 
     owner_name, attribute = name.split(".")
-    modules = {"checkpoints": checkpoints, "policy_gradient": policy_gradient, "sft": sft, "stage_run": stage_run}
+    modules = {"checkpoints": checkpoints, "policy_gradient": policy_gradient, "epochs": epochs, "stage_run": stage_run}
     modules |= {"store": store, "checkpoint_folders": checkpoint_folders}
     owner: Any = {**modules, "Store": store.Store, "StageRun": stage_run.StageRun}[owner_name]
     original, calls = getattr(owner, attribute), [0]

@@ -216,18 +216,20 @@ MUTANTS = [
     *of_room(
         "dpo",
         ("test_dpo.py",),
-        ("mean in place of sum", "scores.log_probs.sum(-1).view(-1, 2)", "scores.log_probs.mean(-1).view(-1, 2)"),
-        ("the reference of other pairs", "references[list(rows)]", "references[: len(rows)]"),
+        ("mean in place of sum", "log_probs.sum(-1).view(-1, 2)", "log_probs.mean(-1).view(-1, 2)"),
+        ("the reference of other pairs", "self._references[chosen]", "self._references[: len(chosen)]"),
+        ("pairs of the batch's numbers", "yield [rows[index // 2]", "yield [index // 2"),
+        ("pairs parted", "self.sequences(rows), together=2)", "self.sequences(rows))"),
         (
             "denominator of the micro-batch",
-            "self.engine.backward(losses.sum() / len(pairs))",
+            "self.engine.backward(losses.sum() / len(rows))",
             "self.engine.backward(losses.mean())",
         ),
-        ("smoothing not passed on", "reference[:, 1], beta, smoothing)", "reference[:, 1], beta)"),
+        ("smoothing not passed on", ", self._beta, self._smoothing)", ", self._beta)"),
         (
             "chosen and rejected swapped",
-            "for sequence in (pair.chosen, pair.rejected)]\n        scores",
-            "for sequence in (pair.rejected, pair.chosen)]\n        scores",
+            "(self._pairs[row].chosen, self._pairs[row].rejected)",
+            "(self._pairs[row].rejected, self._pairs[row].chosen)",
         ),
         ("EOS after a stop string", "append_eos=not text.rstrip().endswith(tuple(stop))", "append_eos=True"),
         (

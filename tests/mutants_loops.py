@@ -89,8 +89,8 @@ LOOP_MUTANTS: list[Mutant] = [
         ("test_sft.py",),
         (
             "norm after clipping",
-            "    rate = learning_rate_at(config, step, total)\n",
-            "    rate = learning_rate_at(config, step, total)\n    norm = min(norm, config.max_grad_norm)\n",
+            "        rate = learning_rate_at(config, update, total)\n",
+            "        rate = learning_rate_at(config, update, total)\n        norm = min(norm, config.max_grad_norm)\n",
         ),
         ("narrow weights accepted", "if narrow:", "if False:"),
         (
@@ -103,16 +103,26 @@ LOOP_MUTANTS: list[Mutant] = [
             "config.learning_rate * (step + 1) / config.warmup_steps",
             "config.learning_rate * step / config.warmup_steps",
         ),
-        ("update with a gradient that is not finite", "if not math.isfinite(norm):", "if False:"),
+        ("update with a gradient that is not finite", "if math.isfinite(value):", "if True:"),
     ),
     *of_room(
         "optimization",
         ("test_policy_gradient.py::test_off_policy_schedule_counts_every_update",),
         (
             "rate of the next step",
-            "rate = learning_rate_at(config, step, total)",
-            "rate = learning_rate_at(config, step + 1, total)",
+            "rate = learning_rate_at(config, update, total)",
+            "rate = learning_rate_at(config, update + 1, total)",
         ),
+    ),
+    *of_room(
+        "optimization",
+        ("test_engine.py::test_a_gradient_that_is_not_finite_stops_the_run_keeps_its_batch_and_the_checkpoint",),
+        (
+            "batch of a broken gradient not kept",
+            'guard.finite("gradient norm", float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))',
+            "float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))",
+        ),
+        ("no batch in the record", "self.run.emit_rows(BROKEN_BATCH, self.step, rows)", "pass"),
     ),
     *of_room(
         "optimization",
@@ -122,7 +132,65 @@ LOOP_MUTANTS: list[Mutant] = [
     *of_room(
         "sft",
         PARTIAL,
-        ("denominator in sequences", '"token_mean")\n    loss = torch.zeros', '"masked_mean")\n    loss = torch.zeros'),
+        (
+            "denominator in sequences",
+            '"token_mean")\n        loss = torch.zeros',
+            '"masked_mean")\n        loss = torch.zeros',
+        ),
+    ),
+    *of_room(
+        "epochs",
+        ("test_sft.py", "test_dpo.py"),
+        ("one order for every epoch", 'derive_seed(seed, "epoch", epoch)', 'derive_seed(seed, "epoch")'),
+        ("another batch than the step's", "config.batch_size, step, seed)", "config.batch_size, 0, seed)"),
+        ("a broken loss goes on", 'guard.finite("loss", metrics["train/loss"])', "pass"),
+        ("no point at the end", "return step == total or step % every == 0", "return step % every == 0"),
+        ("resumed from the start", "for step in range(done, total):", "for step in range(total):"),
+        ("rate of the first step", "config.optimizer, step, total, guard)", "config.optimizer, 0, total, guard)"),
+    ),
+    *of_room(
+        "batching",
+        ("test_packing.py",),
+        ("prompts counted for every response", "sum(map(len, own - held)) > room", "sum(map(len, own)) > room"),
+        ("prompts not counted", "room -= responses + sum(map(len, own - held))", "room -= responses"),
+        ("prompts held for ever", "room, held = max_tokens, set()", "room = max_tokens"),
+        ("padded size of one of a pair", "together * max(", "max("),
+    ),
+    *of_room(
+        "decoding",
+        ("test_decoding.py", "test_sampling.py"),
+        ("ids of weight 0 drawn", "positive & (sums > thresholds[:, None])", "sums >= thresholds[:, None]"),
+        (
+            "past the last id of weight",
+            "torch.minimum(first, last)[:, None]",
+            "first.clamp(max=len(places) - 1)[:, None]",
+        ),
+        ("the first id of a block", "offset, _ = _draw(own, inside)", "offset, _ = _draw(own, 0 * inside)"),
+        (
+            "sums in float32",
+            "_draw(torch.cat([blocks, rest], 1).double(), draws)",
+            "_draw(torch.cat([blocks, rest], 1), draws)",
+        ),
+        ("the draw anew within its block", "_draw(own, inside)", "_draw(own, draws)"),
+        ("ids after the last whole block", "torch.cat([blocks, rest], 1)", "torch.cat([blocks, 0 * rest], 1)"),
+        ("nucleus one id larger", "sums - ordered >= top_p", "sums - 2 * ordered >= top_p"),
+    ),
+    *of_room(
+        "transcripts",
+        ("test_decoding.py",),
+        ("what was no number is handed out", "if not np.isfinite(all_log_probs[row, :length]).all():", "if False:"),
+    ),
+    *of_room(
+        "models",
+        (f"{VARIANTS}::test_the_reference_is_held_in_the_compute_type_and_scores_as_the_policy_does",),
+        ("reference in float32", 'torch.bfloat16 if compute_dtype == "bfloat16" else None', "None"),
+        (
+            "embeddings rounded in the reference",
+            "isinstance(module, nn.Linear)} - looked_up",
+            "isinstance(module, nn.Linear)}",
+        ),
+        ("reference with gradients", "copy=True), requires_grad=False", "copy=True), requires_grad=True"),
+        ("reference shares its weights", "copy=True)", "copy=False)"),
     ),
     *of_room(
         "processes",

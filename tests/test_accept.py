@@ -1,14 +1,13 @@
 """Keeping an artifact whose code changed harmlessly: what it answers for, where it shows, when it is refused."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from invented_study import study as invented_study
-from planned_store import by_status, make_study, plan, publish
+from planned_store import by_status, plan, publish
 
 from alignment_core import acceptance, stage
 from alignment_core.acceptance import accept, inputs_to_rerun
@@ -25,21 +24,6 @@ from tasks.workspace import planning_workspace
 
 EDITED = "alignment_core.policy_gradient.train_grpo"
 Edit = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a finished smoke study."""
-    root = tmp_path_factory.mktemp("finished")
-    make_study(root)
-    return root
-
-
-@pytest.fixture
-def store(finished: Path, tmp_path: Path) -> Store:
-    """A copy of its store, under tmp_path."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    return Store(tmp_path / "data" / "store")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_loops import PROBLEMS, TOKENIZER, FragileRun, Interrupted, likes_low_letters
 from tiny_models import byte_tokenizer, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -24,15 +25,12 @@ from alignment_core.models import (
 )
 from alignment_core.optimization import make_optimizer
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.records import GradedResponse, Problem
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import build_requests, encode_trace, make_sampler
 from alignment_core.sft import train_sft
 from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
 
-TOKENIZER = byte_tokenizer()
 EXAMPLES = [encode_trace(TOKENIZER, f"{a}", f" {'so ' * a}</answer>") for a in range(10)]
-PROBLEMS = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="a") for i in range(5)]
 # Four steps to an epoch: step 3, where the run is cut, lies within one.
 COSINE = OptimizerConfig(learning_rate=1e-2, schedule="cosine")
 SFT = SFTConfig(epochs=2, batch_size=3, optimizer=COSINE, validate_every=2)
@@ -41,38 +39,16 @@ GRPO = GRPOConfig(n_grpo_steps=6, rollout_batch_size=8, train_batch_size=8, grou
 OFF_POLICY = GRPO.model_copy(update={"loss_type": "grpo_clip", "epochs_per_rollout_batch": 2, "train_batch_size": 4})
 
 
-class Interrupted(Exception):
-    """The machine is taken away."""
-
-
-class FragileRun(MemoryRun):
-    """Checkpoints after every step; dies where it would record step `dies_at`."""
-
-    def __init__(self, folder: Path | None = None, dies_at: int = -1) -> None:
-        super().__init__(folder, checkpoint_seconds=0)
-        self.dies_at = dies_at
-
-    def emit(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
-        if step == self.dies_at:
-            raise Interrupted
-        super().emit(step, metrics, total)
-
-
-def grade(responses: list[str], truths: list[str]) -> list[GradedResponse]:
-    values = [float(response[:1] < "a") for response in responses]
-    return [GradedResponse(format_reward=1.0, answer_reward=value, reward=value) for value in values]
-
-
 def run_sft(model: PreTrainedModel, run: MemoryRun) -> None:
     train_sft(model, TOKENIZER, EXAMPLES, SFT, run, seed=1, validate=lambda step, _: {"eval/accuracy": float(step)})
 
 
 def run_grpo(model: PreTrainedModel, run: MemoryRun) -> None:
-    train_grpo(model, TOKENIZER, PROBLEMS, GRPO, SamplingConfig(max_tokens=5), grade, run, seed=1)
+    train_grpo(model, TOKENIZER, PROBLEMS, GRPO, SamplingConfig(max_tokens=5), likes_low_letters, run, seed=1)
 
 
 def run_off_policy(model: PreTrainedModel, run: MemoryRun) -> None:
-    train_grpo(model, TOKENIZER, PROBLEMS, OFF_POLICY, SamplingConfig(max_tokens=5), grade, run, seed=1)
+    train_grpo(model, TOKENIZER, PROBLEMS, OFF_POLICY, SamplingConfig(max_tokens=5), likes_low_letters, run, seed=1)
 
 
 def without_times(run: MemoryRun) -> dict[int, dict[str, float]]:

@@ -6,21 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_model
+from tiny_loops import TOKENIZER, FragileRun, Interrupted, MovedPolicy, series
+from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
-from alignment_core.batching import TokenSequence
+from alignment_core import dpo, engine
+from alignment_core.batching import TokenSequence, pack
 from alignment_core.config import SamplingConfig
-from alignment_core.dpo import PAIR_MEANS, TokenPair, dpo_steps, encode_pair, train_dpo
+from alignment_core.dpo import PAIR_MEANS, TokenPair, encode_pair, train_dpo
+from alignment_core.engine import Engine
+from alignment_core.epochs import batch_indices, optimizer_steps
 from alignment_core.models import load_model, load_tokenizer, save_model
 from alignment_core.records import PreferencePair, Problem, write_jsonl
 from alignment_core.runs import MemoryRun
-from alignment_core.sft import batch_indices
 from alignment_core.stage_config import DPOStage
 from alignment_core.stages import dpo as stage
 from alignment_core.training_config import DPOConfig, OptimizerConfig
 
-TOKENIZER = byte_tokenizer()
 STOP = ("</answer>",)
 TEXTS = [
     PreferencePair(prompt=f"{a}+{b}=", chosen_response=f" {a + b}</answer>", rejected_response=" no" * (1 + a))
@@ -42,10 +44,6 @@ def trained(config: DPOConfig = CONFIG, pairs: list[TokenPair] = PAIRS) -> tuple
     model, run = tiny_model(TOKENIZER), MemoryRun()
     train_dpo(model, TOKENIZER, pairs, config, run, seed=3)
     return model, run
-
-
-def series(run: MemoryRun, name: str) -> list[float]:
-    return [metrics[name] for _, metrics in run.points if name in metrics]
 
 
 def plain_log_prob(model: PreTrainedModel, sequence: TokenSequence) -> torch.Tensor:
@@ -70,24 +68,11 @@ def plain_step(pairs: list[TokenPair], smoothing: float = 0.0) -> tuple[float, f
     return loss.item(), norm.item()
 
 
-class OtherPolicy(MemoryRun):
-    """Puts other weights into the model once the reference has been scored, as a resume does."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def latest_checkpoint(self) -> None:
-        with torch.no_grad():
-            for weight, other in zip(self.model.parameters(), tiny_model(TOKENIZER, 1).parameters(), strict=True):
-                weight.copy_(other)
-
-
 @pytest.mark.parametrize("attention", ["padded", "auto"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_and_gradient_are_the_plain_ones(smoothing: float, attention: str):
     model = tiny_model(TOKENIZER)
-    run = OtherPolicy(model)
+    run = MovedPolicy(model)
     config = CONFIG.model_copy(
         update={"batch_size": 12, "epochs": 1, "label_smoothing": smoothing, "attention": attention}
     )
@@ -133,32 +118,65 @@ def test_micro_batch_size_and_packing_change_nothing(tokens: int, attention: str
         assert torch.allclose(one, other, atol=2e-3)
 
 
+def test_packed_pairs_have_the_loss_and_gradient_of_one_pair_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """For any budget: whole pairs, packed, within it, and fewer micro-batches than padding to the longest takes."""
+    rows = [3, 0, 11, 7, 1, 2, 9]
+    # A prompt that two pairs share, apart in the batch, and a pair alone longer than the smaller budgets.
+    pairs = [*PAIRS, TokenPair(PAIRS[0].chosen, TokenSequence(PAIRS[0].chosen.prompt_ids, [5] * 40))]
+    rows.append(12)
+    alone = tiny_model(TOKENIZER, seed=1)
+    losses = [plain_pair_loss(alone, tiny_model(TOKENIZER), pairs[row]) for row in rows]
+    (torch.stack(losses).sum() / len(rows)).backward()
+    plans: list[list[list[int]]] = []
+    original = engine.plan_batches
+    monkeypatch.setattr(engine, "plan_batches", lambda *given: plans.append(original(*given)) or plans[-1])
+    parts = []
+    for budget in (1, 30, 45, 70, 100, 1000):
+        model = tiny_model(TOKENIZER)
+        config = CONFIG.model_copy(update={"micro_batch_tokens": budget, "attention": "auto"})
+        learner = dpo._Learner(Engine(model, TOKENIZER, config), pairs, config)
+        model.load_state_dict(tiny_model(TOKENIZER, seed=1).state_dict())
+        metrics = learner.accumulate(rows)
+        assert metrics["train/loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+        for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=2e-6)
+        sequences, plan = learner.sequences(rows), plans[-1]
+        assert sorted(index for part in plan for index in part) == list(range(2 * len(rows)))
+        assert all(part[1::2] == [index + 1 for index in part[::2]] for part in plan)
+        held = [pack([sequences[index] for index in part]).input_ids.numel() for part in plan]
+        assert all(size <= budget or len(part) == 2 for size, part in zip(held, plan, strict=True))
+        parts.append((len(plan), len(original(sequences, budget, False, 2))))
+    assert parts[0] == (8, 8)
+    assert parts[-1] == (1, 1)
+    assert all(packed <= padded for packed, padded in parts)
+    assert sum(packed for packed, _ in parts) < sum(padded for _, padded in parts)
+
+
+def plain_pair_loss(policy: PreTrainedModel, reference: PreTrainedModel, pair: TokenPair) -> torch.Tensor:
+    """-log sigmoid of one pair's margin, from full logits."""
+    with torch.no_grad():
+        start = plain_log_prob(reference, pair.chosen) - plain_log_prob(reference, pair.rejected)
+    margin = plain_log_prob(policy, pair.chosen) - plain_log_prob(policy, pair.rejected) - start
+    return -torch.nn.functional.logsigmoid(CONFIG.beta * margin)
+
+
+def test_a_pair_beyond_the_models_positions_or_vocabulary_is_refused():
+    long = TokenPair(TokenSequence([1], [2] * 130), TokenSequence([1], [3]))
+    with pytest.raises(ValueError, match=r"131 tokens exceeds the model's 128 positions"):
+        trained(pairs=[*PAIRS, long])
+    with pytest.raises(ValueError, match=r"holds token 999, and the model has embeddings"):
+        trained(pairs=[*PAIRS, TokenPair(TokenSequence([1], [999]), TokenSequence([1], [3]))])
+
+
 def test_every_metric_is_there_every_step_and_the_last_batch_is_its_own():
     _, run = trained()
-    assert [step for step, _ in run.points] == list(range(1, dpo_steps(12, CONFIG) + 1))
+    assert [step for step, _ in run.points] == list(range(1, optimizer_steps(12, CONFIG) + 1))
     others = {"train/grad_norm", "train/learning_rate", "train/tokens", "time/update", "memory/peak_gb"}
     for _, metrics in run.points:
         assert {f"train/{name}" for name in PAIR_MEANS} | others <= metrics.keys()
     last = [PAIRS[row] for row in batch_indices(12, 5, 2, 3)]
     assert len(last) == 2
     assert series(run, "train/tokens")[2] == sum(pair.response_tokens for pair in last)
-
-
-class Interrupted(Exception):
-    """The machine is taken away."""
-
-
-class FragileRun(MemoryRun):
-    """Checkpoints after every step; dies where it would record step `dies_at`."""
-
-    def __init__(self, folder: Path, dies_at: int = -1) -> None:
-        super().__init__(folder, checkpoint_seconds=0)
-        self.dies_at = dies_at
-
-    def emit(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
-        if step == self.dies_at:
-            raise Interrupted
-        super().emit(step, metrics, total)
 
 
 def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path):

@@ -1,31 +1,34 @@
 """The engine of the training loops: what it makes of its settings, and what it says of bad input."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_dpo import CONFIG as DPO
 from test_policy_gradient import CONFIG as GRPO
-from test_policy_gradient import OFF_POLICY, PROBLEMS, SAMPLING, likes_low_letters
+from test_policy_gradient import OFF_POLICY
 from test_sft import CONFIG as SFT
-from test_sft import EXAMPLES
+from tiny_loops import EXAMPLES, PAIRS, PROBLEMS, SAMPLING, TOKENIZER, likes_low_letters
 from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
 
 from alignment_core import engine as engine_room
-from alignment_core import logprobs
+from alignment_core import logprobs, policy_gradient
 from alignment_core.attention import KERNELS
 from alignment_core.batching import TokenSequence
+from alignment_core.dpo import train_dpo
 from alignment_core.engine import Engine
 from alignment_core.hardware import devices, memory_advice
-from alignment_core.optimization import BROKEN_BATCH
+from alignment_core.optimization import BROKEN_BATCH, StepGuard, apply_update, make_optimizer
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, make_sampler
 from alignment_core.sft import train_sft
 from alignment_core.training_config import EngineConfig, GRPOConfig
 
-TOKENIZER = byte_tokenizer()
 SEQUENCES = [TokenSequence([1, 2, 3], [4, 5]), TokenSequence([6], [7, 8, 9])]
 
 
@@ -37,7 +40,11 @@ def run_grpo(model: PreTrainedModel, run: MemoryRun, config: GRPOConfig = GRPO) 
     train_grpo(model, TOKENIZER, PROBLEMS, config, SAMPLING, likes_low_letters, run, seed=3)
 
 
-@pytest.mark.parametrize("train", [run_sft, run_grpo])
+def run_dpo(model: PreTrainedModel, run: MemoryRun) -> None:
+    train_dpo(model, TOKENIZER, PAIRS, DPO.model_copy(update={"attention": "auto"}), run, seed=3)
+
+
+@pytest.mark.parametrize("train", [run_sft, run_grpo, run_dpo])
 def test_the_log_names_the_kernel_at_the_start_of_a_stage(train):
     run = MemoryRun()
     train(tiny_model(TOKENIZER), run)
@@ -169,17 +176,39 @@ def test_a_tokenizer_without_padding_and_end_trains_and_samples():
     assert [(item.finish_reason, len(item.response_ids)) for item in done] == [("length", 6)] * 3
 
 
-@pytest.mark.parametrize(("train", "size"), [(run_sft, 5), (run_grpo, 16)])
+class Breaks(MemoryRun):
+    """Saves a checkpoint after the first step, and has something go wrong then."""
+
+    def __init__(self, folder: Path, broken: Callable[[], object]) -> None:
+        super().__init__(folder, checkpoint_seconds=0)
+        self.broken = broken
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        super().save_checkpoint(step, write)
+        self.saved = {path.name: path.read_bytes() for path in self.latest_checkpoint().iterdir()}
+        self.broken()
+
+
+def assert_batch_is_kept(run: Breaks, size: int, folder: Path) -> None:
+    """The optimizer batch of step 2 is in the record, and the checkpoint of step 1 as it was."""
+    ((name, step, rows),) = [entry for entry in run.rows if entry[0] == BROKEN_BATCH]
+    assert (name, step, len(rows)) == ("broken_batch", 2, size)
+    assert all(set(row) == {"prompt_ids", "response_ids"} and row["response_ids"] for row in rows)
+    assert run.latest_checkpoint() == folder / "step-00000001"
+    assert {path.name: path.read_bytes() for path in run.latest_checkpoint().iterdir()} == run.saved
+
+
+LOOPS = pytest.mark.parametrize(("train", "size"), [(run_sft, 5), (run_dpo, 10), (run_grpo, 16)])
+
+
+@LOOPS
 def test_a_loss_that_is_not_finite_stops_the_run_keeps_its_batch_and_the_checkpoint(train, size: int, tmp_path: Path):
-    class Breaks(MemoryRun):
-        """Saves a checkpoint after the first step, and has a weight go wrong then."""
+    def spoil() -> None:
+        with torch.no_grad():
+            model.model.norm.weight[0] = math.inf
 
-        def save_checkpoint(self, step, write):
-            super().save_checkpoint(step, write)
-            with torch.no_grad():
-                model.model.norm.weight[0] = math.inf
-
-    model, run = tiny_model(TOKENIZER), Breaks(tmp_path, checkpoint_seconds=0)
+    model = tiny_model(TOKENIZER)
+    run = Breaks(tmp_path, spoil)
     match = r"the loss is nan at step 2: its batch is in the run's record as rows 'broken_batch'"
     # A policy without a finite logit cannot be sampled, so GRPO's sampler keeps the weights of the start.
     if train is run_grpo:
@@ -190,25 +219,94 @@ def test_a_loss_that_is_not_finite_stops_the_run_keeps_its_batch_and_the_checkpo
     else:
         with pytest.raises(FloatingPointError, match=match):
             train(model, run)
-    ((name, step, rows),) = [entry for entry in run.rows if entry[0] == BROKEN_BATCH]
-    assert (name, step, len(rows)) == ("broken_batch", 2, size)
-    assert all(set(row) == {"prompt_ids", "response_ids"} and row["response_ids"] for row in rows)
-    assert run.latest_checkpoint() == tmp_path / "step-00000001"
+    assert_batch_is_kept(run, size, tmp_path)
 
 
-def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch):
-    def no_room(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+@LOOPS
+def test_a_gradient_that_is_not_finite_stops_the_run_keeps_its_batch_and_the_checkpoint(
+    train, size: int, tmp_path: Path
+):
+    """The forward pass stays sound; from step 2 on one weight's gradient overflows on its way back."""
 
+    def overflow() -> None:
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight.register_hook(lambda gradient: torch.where(gradient != 0, torch.inf, 0))
+        before.update({name: value.clone() for name, value in model.named_parameters()})
+
+    model, before = tiny_model(TOKENIZER), dict[str, torch.Tensor]()
+    run = Breaks(tmp_path, overflow)
+    with pytest.raises(FloatingPointError, match=r"the gradient norm is inf at step 2: its batch is in the run's"):
+        train(model, run)
+    assert [step for step, _ in run.points] == [1]
+    assert_batch_is_kept(run, size, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def too_much(*_: object, **__: object) -> None:
+    """An allocation no machine has room for, by the real allocator."""
+    torch.empty(1 << 56)
+
+
+def no_room_on_the_device(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def no_room_for_numpy(*_: object, **__: object) -> None:
+    np.empty(1 << 56)
+
+
+NO_ROOM = pytest.mark.parametrize("fail", [too_much, no_room_on_the_device, no_room_for_numpy])
+
+
+@NO_ROOM
+@pytest.mark.parametrize("train", [run_sft, run_dpo, run_grpo])
+def test_a_loop_out_of_memory_says_what_to_lower(train, fail, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_room, "response_log_probs", fail)
+    with pytest.raises(MemoryError, match=r"^out of memory: lower micro_batch_tokens 16384, or set recompute_activat"):
+        train(tiny_model(TOKENIZER), MemoryRun())
+
+
+@NO_ROOM
+def test_every_part_of_a_step_out_of_memory_says_what_to_lower(fail, monkeypatch: pytest.MonkeyPatch):
     engine = Engine(tiny_model(TOKENIZER), TOKENIZER, EngineConfig(micro_batch_tokens=77))
     ((_, batch),) = engine.micro_batches(SEQUENCES)
-    monkeypatch.setattr(engine_room, "response_log_probs", no_room)
-    with pytest.raises(MemoryError, match="out of memory: lower micro_batch_tokens 77, or set recompute_activations"):
-        engine.scores(batch)
-    sampler = make_sampler(tiny_model(TOKENIZER), TOKENIZER, SAMPLING)
-    monkeypatch.setattr(sampler, "_decode", no_room)
+    loss = engine.scores(batch).log_probs.sum()
+    loss.register_hook(fail)
+    with pytest.raises(MemoryError, match=r"lower micro_batch_tokens 77, or set recompute_activations \(.+\)$"):
+        engine.backward(loss)
+    monkeypatch.setattr(engine_room, "collate", fail)
+    with pytest.raises(MemoryError, match="lower micro_batch_tokens 77"):
+        next(engine.micro_batches(SEQUENCES))
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    optimizer, guard = make_optimizer(engine.model, SFT.optimizer), StepGuard(MemoryRun(), 1, SEQUENCES)
+    with pytest.raises(MemoryError, match=r"16 bytes per parameter.*take a smaller model"):
+        apply_update(engine.model, optimizer, SFT.optimizer, 0, 1, guard)
+
+
+@NO_ROOM
+def test_a_second_model_out_of_memory_says_which_setting_holds_it(fail, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(policy_gradient, "frozen_copy", fail)
+    with pytest.raises(MemoryError, match=r"grpo\.kl_coefficient above 0 holds a second model: set it to 0"):
+        run_grpo(tiny_model(TOKENIZER), MemoryRun(), GRPO.model_copy(update={"kl_coefficient": 0.1}))
+
+
+@NO_ROOM
+@pytest.mark.parametrize("decoding", ["plain", "static"])
+def test_sampling_out_of_memory_says_what_to_lower(decoding: str, fail, monkeypatch: pytest.MonkeyPatch):
+    config = SAMPLING.model_copy(update={"decoding": decoding})
+    model = tiny_model(TOKENIZER)
+    sampler = make_sampler(model, TOKENIZER, config)
+    # Where the cache of a batch is made.
+    monkeypatch.setattr(model.model.layers[1].self_attn.k_proj, "forward", fail)
     with pytest.raises(MemoryError, match=r"lower sampling.batch_size 16 or sampling.max_tokens"):
-        sampler.sample([PromptRequest("p", 0, [1], 0)], SAMPLING)
+        sampler.sample([PromptRequest("p", 0, [1], 0)], config)
+    assert not model.training
+
+
+def test_advice_is_given_once_and_nearest_to_the_cause():
+    with pytest.raises(MemoryError) as caught, memory_advice("buy more"), memory_advice("lower it"):
+        raise MemoryError
+    assert str(caught.value) == "out of memory: lower it (no details)"
 
 
 def test_other_errors_keep_their_type_and_text():

@@ -6,59 +6,39 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_model
+from tiny_loops import (
+    EXAMPLES,
+    GRPO,
+    PROBLEMS,
+    SAMPLING,
+    TOKENIZER,
+    FragileRun,
+    Interrupted,
+    MovedPolicy,
+    likes_low_letters,
+    series,
+)
+from tiny_models import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alignment_core import policy_gradient
 from alignment_core.config import SamplingConfig
+from alignment_core.engine import Engine
+from alignment_core.models import frozen_copy
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.records import Completion, GradedResponse, Problem
+from alignment_core.records import Completion, GradedResponse
 from alignment_core.rollouts import Rollout, collect_rollout
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, Sampler, make_sampler
 from alignment_core.training_config import GRPOConfig, OptimizerConfig
 
-TOKENIZER = byte_tokenizer()
-PROBLEMS = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="a") for i in range(5)]
-SAMPLING = SamplingConfig(max_tokens=6, batch_size=16)
-BASE: dict[str, Any] = {
-    "n_grpo_steps": 1,
-    "rollout_batch_size": 16,
-    "train_batch_size": 16,
-    "group_size": 4,
-    "min_tokens": 0,
-    "optimizer": OptimizerConfig(learning_rate=5e-3),
-    "validate_every": 2,
-}
 OFF_POLICY = {"epochs_per_rollout_batch": 2, "train_batch_size": 8, "n_grpo_steps": 2}
 ATTENTION = pytest.mark.parametrize("attention", ["padded", "auto"])
 
 
 def configured(**changes: object) -> GRPOConfig:
-    return GRPOConfig(**{**BASE, **changes})
-
-
-def likes_low_letters(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
-    """Reward 1 for a first character before `a`."""
-    good = [float(response[:1] < "a") for response in responses]
-    return [GradedResponse(format_reward=1.0, answer_reward=value, reward=value) for value in good]
-
-
-def series(run: MemoryRun, name: str) -> list[float]:
-    return [metrics[name] for _, metrics in run.points if name in metrics]
-
-
-class MovedPolicy(MemoryRun):
-    """Moves the weights off the start policy where a resume would, so that a reference differs from the policy."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def latest_checkpoint(self) -> None:
-        with torch.no_grad():
-            for weight, other in zip(self.model.parameters(), tiny_model(TOKENIZER, 1).parameters(), strict=True):
-                weight.copy_(other)
+    return GRPOConfig(**{**GRPO, **changes})
 
 
 class Biased:
@@ -151,11 +131,9 @@ def test_with_a_kl_penalty_groups_without_advantage_move_the_policy_too():
 
 
 def test_the_reference_is_scored_once_per_rollout_batch_and_never_trained(monkeypatch: pytest.MonkeyPatch):
-    from alignment_core import policy_gradient
-
     frozen: list[PreTrainedModel] = []
-    original = policy_gradient._frozen_copy
-    monkeypatch.setattr(policy_gradient, "_frozen_copy", lambda model: frozen.append(original(model)) or frozen[-1])
+    original = policy_gradient.frozen_copy
+    monkeypatch.setattr(policy_gradient, "frozen_copy", lambda *given: frozen.append(original(*given)) or frozen[-1])
     model = tiny_model(TOKENIZER)
     config = configured(kl_coefficient=0.1, loss_type="grpo_clip", **OFF_POLICY, micro_batch_tokens=100_000)
     bodies: list[bool] = []
@@ -171,21 +149,40 @@ def test_the_reference_is_scored_once_per_rollout_batch_and_never_trained(monkey
         assert not weight.requires_grad
 
 
-class Interrupted(Exception):
-    """The machine is taken away."""
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_reference_is_held_in_the_compute_type_and_scores_as_the_policy_does(tied: bool):
+    """Half the bytes of all that autocast would round anyway, and not one bit of a log-prob."""
+    model = tiny_model(TOKENIZER)
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    engine = Engine(model, TOKENIZER, configured(), "bfloat16")
+    reference = frozen_copy(model, "bfloat16")
+    with torch.no_grad():
+        for _, batch in engine.micro_batches(EXAMPLES):
+            assert torch.equal(engine.scores(batch).log_probs, engine.scores(batch, model=reference).log_probs)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    narrow = {name for name, weight in reference.named_parameters() if weight.dtype == torch.bfloat16}
+    assert narrow == {name for name in sizes if name.endswith("proj.weight") or name == "lm_head.weight"}
+    held = sum(weight.nbytes for weight in reference.parameters())
+    assert held == 4 * sum(sizes.values()) - 2 * sum(sizes[name] for name in narrow)
+    assert not any(weight.requires_grad or weight.grad is not None for weight in reference.parameters())
+    assert (reference.lm_head.weight is reference.model.embed_tokens.weight) == tied
+    own = {weight.data_ptr() for weight in model.parameters()}
+    assert not own & {weight.data_ptr() for weight in reference.parameters()}
 
 
-class FragileRun(MemoryRun):
-    """Checkpoints after every step; dies where it would record step `dies_at`."""
-
-    def __init__(self, folder: Path | None, dies_at: int = -1) -> None:
-        super().__init__(folder, checkpoint_seconds=0)
-        self.dies_at = dies_at
-
-    def emit(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
-        if step == self.dies_at:
-            raise Interrupted
-        super().emit(step, metrics, total)
+def test_the_reference_has_no_optimizer_state_and_the_policy_s_weights_stay_float32():
+    model = tiny_model(TOKENIZER)
+    config = configured(kl_coefficient=0.1, n_grpo_steps=1)
+    learner = policy_gradient._Learner(model, TOKENIZER, config, SAMPLING, 3, "bfloat16")
+    trained = {weight for group in learner.optimizer.param_groups for weight in group["params"]}
+    assert trained == set(model.parameters())
+    assert {weight.dtype for weight in trained} == {torch.float32}
+    run = MemoryRun()
+    train_grpo(model, TOKENIZER, PROBLEMS, config, SAMPLING, likes_low_letters, run, 3, "bfloat16")
+    # The policy is the reference still: what rounding leaves of the estimate, which is quadratic in the difference.
+    assert series(run, "train/kl_reference")[0] < 1e-4
 
 
 def test_a_resumed_run_is_pulled_to_the_same_reference(tmp_path: Path):

@@ -174,6 +174,34 @@ def test_packed_batches_by_hand():
         packed_batches(items, 0)
 
 
+def test_what_belongs_together_stays_in_one_row():
+    """Pairs: 2 + (3 + 1), 4 + (1 + 2), 2 (held already in the first row) + (2 + 2), one of 20 tokens alone."""
+    first, second, last = [1, 1], [3] * 4, [9]
+    items = [
+        TokenSequence(prompt, [2] * size)
+        for prompt, sizes in ((first, (3, 1)), (second, (1, 2)), (first, (2, 2)), (last, (1, 18)))
+        for size in sizes
+    ]
+    assert packed_batches(items, 10, together=2) == [[0, 1, 4, 5], [2, 3], [6, 7]]
+    assert packed_batches(items, 9, together=2) == [[0, 1], [4, 5], [2, 3], [6, 7]]
+    assert packed_batches(items, 17, together=2) == [[0, 1, 4, 5, 2, 3], [6, 7]]
+    # Padded, each is two rows of its longer sequence: 10, 12, 8 and 38 tokens.
+    assert plan_batches(items, 24, packed=False, together=2) == [[6, 7], [2, 3, 0, 1], [4, 5]]
+    # Different prompts within a unit are both counted.
+    apart = [TokenSequence([1] * 5, [2]), TokenSequence([3] * 5, [2])]
+    assert packed_batches([*apart, *apart], 23, together=2) == [[0, 1, 2, 3]]
+    assert packed_batches([*apart, *apart], 13, together=2) == [[0, 1], [2, 3]]
+
+
+def test_packed_pairs_of_mixed_lengths_take_fewer_micro_batches_than_padded_ones():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(5, 120, (80,), generator=generator).tolist()
+    items = [TokenSequence([index // 2] * 40, [5] * size) for index, size in enumerate(sizes)]
+    packed, padded = (plan_batches(items, 1000, packed, 2) for packed in (True, False))
+    assert (len(packed), len(padded)) == (7, 11)
+    assert sum(pack([items[index] for index in rows]).input_ids.numel() for rows in packed) < 1000 * len(packed)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_loss_and_gradient_are_those_of_any_micro_batch_size(packed: bool, checkpointing: bool):

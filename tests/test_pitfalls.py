@@ -30,7 +30,7 @@ from tiny_models import byte_tokenizer, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment_core import dpo, engine, policy_gradient, sft
+from alignment_core import engine, epochs, policy_gradient, sft
 from alignment_core.batching import TokenSequence, collate
 from alignment_core.logprobs import response_log_probs
 from alignment_core.optimization import make_optimizer
@@ -208,7 +208,6 @@ def test_one_denominator_for_the_optimizer_batch(
     for attention, size in [("padded", 99), *(("padded", n) for n in (1, 2, 5, 8)), ("auto", 2), ("auto", 99)]:
         with monkeypatch.context() as patch:
             patch.setattr(engine, "plan_batches", split_into(size))
-            patch.setattr(dpo, "micro_batches", split_into(size))
             module, start = loop_and_run(loop, attention, normalization)
             gradients = Gradients(patch, module)
             losses = series(start(), "train/loss")
@@ -226,10 +225,10 @@ def test_one_denominator_for_the_optimizer_batch(
 
 def test_the_last_partial_window_has_its_own_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
     expected: list[tuple[float, float]] = []
-    original = sft.apply_update
+    original = epochs.apply_update
 
     def before_update(model: PreTrainedModel, *arguments: Any) -> Any:
-        rows = sft.batch_indices(len(EXAMPLES), 5, len(expected), 3)
+        rows = epochs.batch_indices(len(EXAMPLES), 5, len(expected), 3)
         plain = copy.deepcopy(model)
         plain.zero_grad()
         loss = -torch.cat([plain_log_probs(plain, EXAMPLES[row]) for row in rows]).mean()
@@ -238,7 +237,7 @@ def test_the_last_partial_window_has_its_own_denominator(monkeypatch: pytest.Mon
         expected.append((loss.item(), norm.item()))
         return original(model, *arguments)
 
-    monkeypatch.setattr(sft, "apply_update", before_update)
+    monkeypatch.setattr(epochs, "apply_update", before_update)
     run = MemoryRun()
     config = SFTConfig(epochs=1, batch_size=5, attention="padded", optimizer=OptimizerConfig(learning_rate=1e-2))
     sft.train_sft(tiny_model(TOKENIZER), TOKENIZER, EXAMPLES, config, run, seed=3)
@@ -314,8 +313,8 @@ def test_master_weights_and_moments_are_float32_under_bfloat16_compute() -> None
     optimizers: list[torch.optim.Optimizer] = []
     config = SFTConfig(epochs=1, batch_size=12, optimizer=OptimizerConfig(learning_rate=1e-6))
     with pytest.MonkeyPatch.context() as patch:
-        original = sft.make_optimizer
-        patch.setattr(sft, "make_optimizer", lambda *a: optimizers.append(original(*a)) or optimizers[-1])
+        original = epochs.make_optimizer
+        patch.setattr(epochs, "make_optimizer", lambda *a: optimizers.append(original(*a)) or optimizers[-1])
         sft.train_sft(model, TOKENIZER, EXAMPLES, config, MemoryRun(), 3, compute_dtype="bfloat16")
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     moments = [value for state in optimizers[0].state.values() for key, value in state.items() if key.startswith("exp")]

@@ -1,7 +1,6 @@
 """What a study would compute, told before anything is."""
 
 import os
-import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -25,21 +24,6 @@ QWEN_1_5B = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a finished smoke study."""
-    root = tmp_path_factory.mktemp("finished")
-    make_study(root)
-    return root
-
-
-@pytest.fixture
-def store(finished: Path, tmp_path: Path) -> Store:
-    """A copy of its store, under tmp_path."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    return Store(tmp_path / "data" / "store")
 
 
 def test_an_empty_root_runs_everything_and_is_left_as_it_was(tmp_path: Path) -> None:

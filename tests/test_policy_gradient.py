@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_model
+from tiny_loops import GRPO, PROBLEMS, SAMPLING, TOKENIZER, likes_low_letters, series
+from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
 from alignment_core.config import SamplingConfig
@@ -17,26 +18,8 @@ from alignment_core.sampling import PromptRequest, make_sampler
 from alignment_core.training_config import GRPOConfig, OptimizerConfig
 from alignment_core.validation import make_validator, validation_metrics
 
-TOKENIZER = byte_tokenizer()
-PROBLEMS = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="a") for i in range(5)]
-SAMPLING = SamplingConfig(max_tokens=6, batch_size=16)
-CONFIG = GRPOConfig(
-    n_grpo_steps=2,
-    rollout_batch_size=16,
-    train_batch_size=16,
-    group_size=4,
-    min_tokens=0,
-    optimizer=OptimizerConfig(learning_rate=5e-3),
-    validate_every=2,
-)
+CONFIG = GRPOConfig(**{**GRPO, "n_grpo_steps": 2, "validate_every": 2})
 OFF_POLICY = CONFIG.model_copy(update={"loss_type": "grpo_clip", "epochs_per_rollout_batch": 2, "train_batch_size": 8})
-
-
-def likes_low_letters(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
-    """Reward 1 for a first character before `a`; the truth only has to be there."""
-    assert len(responses) == len(truths)
-    good = [float(response[:1] < "a") for response in responses]
-    return [GradedResponse(format_reward=1.0, answer_reward=value, reward=value) for value in good]
 
 
 def never(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
@@ -47,10 +30,6 @@ def trained(config: GRPOConfig = CONFIG, grade: Grader = likes_low_letters) -> t
     model, run = tiny_model(TOKENIZER), MemoryRun()
     train_grpo(model, TOKENIZER, PROBLEMS, config, SAMPLING, grade, run, seed=3)
     return model, run
-
-
-def series(run: MemoryRun, name: str) -> list[float]:
-    return [metrics[name] for _, metrics in run.points if name in metrics]
 
 
 def plain_gradient_norm(config: GRPOConfig) -> float:

@@ -4,11 +4,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from alignment_core.journal import dead_runs, past_runs
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageOutcome, StageSpec
 from alignment_core.store import Components, ManifestDraft, Producer, Store
+from benchmarks.local_servers import free_port, wait_until_healthy
 from tasks import workspace as workspace_module
 from tasks.rebuild import SETTLED, rebuild
 from tasks.recovery import crash_flow_run
@@ -163,32 +161,18 @@ def test_a_rebuild_shows_what_was_shown_and_twice_the_same(made: Path, tmp_path:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A tracking server that keeps the files, too."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--serve-artifacts"]
     command += ["--artifacts-destination", str(tmp_path / "files")]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait_until_healthy(f"http://127.0.0.1:{port}/health")
+            wait_until_healthy(f"http://127.0.0.1:{port}", 120)
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def wait_until_healthy(url: str) -> None:
-    """At most 120 s."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            assert time.monotonic() < deadline, f"nobody answers at {url}"
-            time.sleep(0.2)
 
 
 @pytest.mark.slow

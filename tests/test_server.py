@@ -6,23 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.local_servers import free_port, wait_until_healthy
+
 ROOT = Path(__file__).parents[1]
 PREFECT = [sys.executable, "-m", "prefect"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def free_port() -> int:
-    """A port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +74,6 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
     assert f"port {port} cannot be used" in done.stderr
     assert "or choose another with --mlflow-port" in done.stderr
     assert "http" not in done.stdout
-
-
-def wait_until_healthy(url: str, seconds: float = 90.0) -> None:
-    """Poll the server's health endpoint."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no Prefect server at {url} after {seconds} s")
 
 
 def prefect(environment: dict[str, str], *arguments: str) -> str:

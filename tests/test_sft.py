@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_model
+from tiny_loops import EXAMPLES, TOKENIZER, series
+from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
 from alignment_core.batching import TokenSequence
 from alignment_core.config import SamplingConfig
-from alignment_core.optimization import apply_update, learning_rate_at, make_optimizer
+from alignment_core.epochs import batch_indices, validation_due
+from alignment_core.optimization import StepGuard, apply_update, learning_rate_at, make_optimizer
 from alignment_core.runs import MemoryRun
 from alignment_core.sampling import PromptRequest, encode_trace, make_sampler
-from alignment_core.sft import batch_indices, train_sft, validation_due
+from alignment_core.sft import train_sft
 from alignment_core.training_config import OptimizerConfig, SFTConfig
 
-TOKENIZER = byte_tokenizer()
-EXAMPLES = [encode_trace(TOKENIZER, f"{a}+{b}=", f" {'so ' * a}{a + b}</answer>") for a in range(4) for b in range(3)]
 CONFIG = SFTConfig(
     epochs=2, batch_size=5, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="cosine"), validate_every=2
 )
@@ -24,10 +24,6 @@ def trained(config: SFTConfig = CONFIG, examples: list[TokenSequence] = EXAMPLES
     model, run = tiny_model(TOKENIZER), MemoryRun()
     train_sft(model, TOKENIZER, examples, config, run, seed=3)
     return model, run
-
-
-def series(run: MemoryRun, name: str) -> list[float]:
-    return [metrics[name] for _, metrics in run.points if name in metrics]
 
 
 def mean_nll(model: PreTrainedModel, examples: list[TokenSequence]) -> float:
@@ -107,6 +103,13 @@ def test_overfitting_one_example_makes_the_model_say_it():
     assert series(run, "train/loss")[-1] < 0.1
 
 
+def test_each_step_has_its_own_rate_of_the_schedule():
+    _, run = trained()
+    expected = [learning_rate_at(CONFIG.optimizer, step, 6) for step in range(6)]
+    assert series(run, "train/learning_rate") == pytest.approx(expected)
+    assert len(set(expected)) == 6
+
+
 def test_every_epoch_shows_every_example_once_in_another_order():
     epochs = [[index for step in range(3) for index in batch_indices(12, 5, 3 * e + step, 1)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
@@ -160,8 +163,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weight():
     optimizer = make_optimizer(model, CONFIG.optimizer)
     for weight in model.parameters():
         weight.grad = torch.full_like(weight, torch.inf)
-    with pytest.raises(FloatingPointError, match="gradient norm is inf at update 1"):
-        apply_update(model, optimizer, CONFIG.optimizer, 0, 10)
+    with pytest.raises(FloatingPointError, match="gradient norm is inf at step 1"):
+        apply_update(model, optimizer, CONFIG.optimizer, 0, 10, StepGuard(MemoryRun(), 1, EXAMPLES))
     assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
 
 

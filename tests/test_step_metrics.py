@@ -1,40 +1,17 @@
 """The record of a step: every documented metric is there, and sums over micro-batches are means over tokens."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_model
+from tiny_loops import OFF_POLICY, TOKENIZER, run_grpo
+from tiny_models import tiny_model
 
-from alignment_core.config import SamplingConfig
 from alignment_core.losses import grpo_clip_loss
-from alignment_core.policy_gradient import train_grpo
-from alignment_core.records import GradedResponse, Problem
-from alignment_core.runs import MemoryRun
 from alignment_core.step_metrics import ALWAYS, SOMETIMES, StepStatistics, peak_memory_gb, throughput
-from alignment_core.training_config import GRPOConfig, OptimizerConfig
 
-TOKENIZER = byte_tokenizer()
-PROBLEMS = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="a") for i in range(5)]
-SAMPLING = SamplingConfig(max_tokens=6, batch_size=16)
-BASE: dict[str, Any] = {
-    "n_grpo_steps": 2,
-    "rollout_batch_size": 16,
-    "train_batch_size": 16,
-    "group_size": 4,
-    "min_tokens": 0,
-    "optimizer": OptimizerConfig(learning_rate=5e-3),
-}
-OFF_POLICY = {"epochs_per_rollout_batch": 2, "train_batch_size": 8}
 MASK = torch.tensor([[True, True, False], [True, False, False]])
-
-
-def likes_low_letters(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
-    """Reward 1 for a first character before `a`."""
-    good = [float(response[:1] < "a") for response in responses]
-    return [GradedResponse(format_reward=1.0, answer_reward=value, reward=value) for value in good]
 
 
 def logs(rows: list[list[float]]) -> torch.Tensor:
@@ -104,14 +81,12 @@ def test_peak_memory_never_falls() -> None:
     "changes",
     [
         {},
-        {**OFF_POLICY, "loss_type": "grpo_clip", "kl_coefficient": 0.1, "importance_cap": 2.0},
+        {**OFF_POLICY, "kl_coefficient": 0.1, "importance_cap": 2.0},
         {"dynamic_sampling_rounds": 1, "overlong_buffer": 2},
     ],
 )
 def test_a_real_run_emits_every_metric_every_step(changes: dict[str, Any]):
-    run = MemoryRun()
-    config = GRPOConfig(**{**BASE, **changes})
-    train_grpo(tiny_model(TOKENIZER), TOKENIZER, PROBLEMS, config, SAMPLING, likes_low_letters, run, 3)
+    run = run_grpo(tiny_model(TOKENIZER), n_grpo_steps=2, **changes)
     optional = {"train/importance_capped", "train/kl_reference"} if "importance_cap" in changes else set()
     for _, metrics in run.points:
         assert ALWAYS.keys() | optional <= metrics.keys()

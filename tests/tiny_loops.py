@@ -1,6 +1,7 @@
 """Tiny training runs, written-out log-probs, and ears at a loop's seams."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiny_models import EOS, ScriptedModel, byte_tokenizer, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment_core import dpo, policy_gradient, sft
+from alignment_core import dpo, epochs, policy_gradient, sft
 from alignment_core.batching import TokenSequence
 from alignment_core.config import SamplingConfig
 from alignment_core.records import Completion, GradedResponse, Problem
@@ -36,7 +37,8 @@ EXAMPLES = [encode_trace(TOKENIZER, f"{a}+{b}=", f" {'so ' * a}{a + b}</answer>"
 
 
 def likes_low_letters(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
-    """Reward 1 for a first character before `a`."""
+    """Reward 1 for a first character before `a`; the truth only has to be there."""
+    assert len(responses) == len(truths)
     good = [float(response[:1] < "a") for response in responses]
     return [GradedResponse(format_reward=1.0, answer_reward=value, reward=value) for value in good]
 
@@ -50,6 +52,36 @@ def run_grpo(model: PreTrainedModel, sampling: SamplingConfig = SAMPLING, **chan
 
 def series(run: MemoryRun, name: str) -> list[float]:
     return [metrics[name] for _, metrics in run.points if name in metrics]
+
+
+class Interrupted(Exception):
+    """The machine is taken away."""
+
+
+class FragileRun(MemoryRun):
+    """Checkpoints after every step; dies where it would record step `dies_at`."""
+
+    def __init__(self, folder: Path | None = None, dies_at: int = -1) -> None:
+        super().__init__(folder, checkpoint_seconds=0)
+        self.dies_at = dies_at
+
+    def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
+        if step == self.dies_at:
+            raise Interrupted
+        super().emit(step, metrics, total)
+
+
+class MovedPolicy(MemoryRun):
+    """Moves the weights off the start policy where a resume would, so that a reference differs from the policy."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def latest_checkpoint(self) -> None:
+        with torch.no_grad():
+            for weight, other in zip(self.model.parameters(), tiny_model(TOKENIZER, 1).parameters(), strict=True):
+                weight.copy_(other)
 
 
 def plain_log_probs(model: PreTrainedModel, sequence: TokenSequence, temperature: float = 1.0) -> Tensor:
@@ -83,8 +115,13 @@ class Gradients:
 
 
 def split_into(size: int) -> Callable[..., list[list[int]]]:
-    """A planner that cuts a batch into runs of `size`, the last one partial."""
-    return lambda rows, *_: [list(range(at, min(at + size, len(rows)))) for at in range(0, len(rows), size)]
+    """A planner that cuts a batch into runs of `size` examples, the last one partial."""
+
+    def plan(rows: Sequence[TokenSequence], budget: int, packed: bool, together: int = 1) -> list[list[int]]:
+        step = size * together
+        return [list(range(at, min(at + step, len(rows)))) for at in range(0, len(rows), step)]
+
+    return plan
 
 
 def recorded_losses(patch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
@@ -109,7 +146,7 @@ PAIRS = [
 
 
 def loop_and_run(loop: str, attention: str, normalization: str) -> tuple[ModuleType, Callable[[], MemoryRun]]:
-    """A loop, and a call that runs it."""
+    """The module in which a loop takes its updates, and a call that runs it."""
     rate = OptimizerConfig(learning_rate=1e-3)
     run = MemoryRun()
 
@@ -130,7 +167,7 @@ def loop_and_run(loop: str, attention: str, normalization: str) -> tuple[ModuleT
         changes = {**clip, **constant, "attention": attention, "length_normalization": normalization, "optimizer": rate}
         return run_grpo(tiny_model(TOKENIZER), **changes)
 
-    return {"sft": (sft, sft_run), "dpo": (dpo, dpo_run)}.get(loop, (policy_gradient, grpo_run))
+    return {"sft": (epochs, sft_run), "dpo": (epochs, dpo_run)}.get(loop, (policy_gradient, grpo_run))
 
 
 INVARIANCE = [

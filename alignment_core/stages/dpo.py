@@ -11,7 +11,7 @@ from alignment_core.records import PreferencePair, read_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import DPOStage
 from alignment_core.stages.artifacts import model_location, publish_model, read_split
-from alignment_core.validation import make_validator
+from alignment_core.validation import stage_validator
 
 CONFIG = DPOStage
 
@@ -22,16 +22,8 @@ def run(config: DPOStage, inputs: Mapping[str, Path], output: Path, run: RunCont
     tokenizer = load_tokenizer(source, revision)
     pairs = read_pairs(inputs["pairs"], tokenizer, config.sampling.stop)
     model = load_model(source, revision)
-    validate = make_validator(
-        read_split(inputs["problems"], "dev"),
-        config.dpo.validation_problems,
-        tokenizer,
-        config.sampling,
-        config.reward,
-        run,
-        config.seed,
-        config.compute_dtype,
-    )
+    dev = read_split(inputs["problems"], "dev")
+    validate = stage_validator(config, config.dpo.validation_problems, dev, tokenizer, run)
     train_dpo(model, tokenizer, pairs, config.dpo, run, config.seed, config.compute_dtype, validate)
     publish_model(model, tokenizer, output)
 

@@ -9,7 +9,7 @@ from alignment_core.runs import RunContext
 from alignment_core.sampling import make_sampler
 from alignment_core.stage_config import GRPOStage
 from alignment_core.stages.artifacts import model_location, publish_model, read_split
-from alignment_core.validation import make_validator
+from alignment_core.validation import stage_validator
 
 CONFIG = GRPOStage
 
@@ -20,17 +20,9 @@ def run(config: GRPOStage, inputs: Mapping[str, Path], output: Path, run: RunCon
     tokenizer = load_tokenizer(source, revision)
     model = load_model(source, revision)
     sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype)
-    validate = make_validator(
-        read_split(inputs["problems"], "dev"),
-        config.grpo.validation_problems,
-        tokenizer,
-        config.sampling,
-        config.reward,
-        run,
-        config.seed,
-        config.compute_dtype,
-        sampler=sampler,
-        rows_logged=config.grpo.rollouts_logged,
+    dev = read_split(inputs["problems"], "dev")
+    validate = stage_validator(
+        config, config.grpo.validation_problems, dev, tokenizer, run, sampler, config.grpo.rollouts_logged
     )
     train_grpo(
         model,

@@ -11,7 +11,7 @@ from alignment_core.seeding import derive_seed
 from alignment_core.sft import train_sft
 from alignment_core.stage_config import SFTStage
 from alignment_core.stages.artifacts import model_location, publish_model, read_examples, read_split
-from alignment_core.validation import make_validator
+from alignment_core.validation import stage_validator
 
 CONFIG = SFTStage
 
@@ -24,16 +24,8 @@ def run(config: SFTStage, inputs: Mapping[str, Path], output: Path, run: RunCont
         read_examples(inputs["examples"], tokenizer, config.sampling.stop), config.size, config.subset_seed
     )
     model = load_model(source, revision)
-    validate = make_validator(
-        read_split(inputs["problems"], "dev"),
-        config.sft.validation_problems,
-        tokenizer,
-        config.sampling,
-        config.reward,
-        run,
-        config.seed,
-        config.compute_dtype,
-    )
+    dev = read_split(inputs["problems"], "dev")
+    validate = stage_validator(config, config.sft.validation_problems, dev, tokenizer, run)
     train_sft(model, tokenizer, examples, config.sft, run, config.seed, config.compute_dtype, validate)
     publish_model(model, tokenizer, output)
 

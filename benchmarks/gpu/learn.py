@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from alignment_core.config import ArithmeticConfig, DataConfig, SamplingConfig
+from alignment_core.epochs import Validate
 from alignment_core.models import load_model, load_tokenizer
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.problems import prepare
 from alignment_core.prompts import read_template
 from alignment_core.sampling import encode_trace, make_sampler
-from alignment_core.sft import Validate, train_sft
+from alignment_core.sft import train_sft
 from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
 from alignment_core.validation import make_validator
 from benchmarks.gpu import common
