@@ -3,10 +3,10 @@
     log p(y_t) = log softmax(z_t)[y_t],    z_t = (W h_t + b) / temperature
 
 The model's body runs over the whole batch; its head only over response positions, a chunk of rows at a time, in the
-compute type, with float32 (or wider) from the logits on. Memory of the head is two chunks of logits, however many
-tokens and however large the vocabulary. The backward pass recomputes each chunk's logits; where the caller knows
-the gradient that its loss will send back, the head's gradient is made in the forward pass, from the logits at hand,
-which saves a quarter of the head's work.
+compute type, with float32 (or wider) from the logits on. Memory of the head is a chunk of logits and an eighth of one,
+however many tokens and however large the vocabulary. The backward pass recomputes each chunk's logits; where the caller
+knows the gradient that its loss will send back, the head's gradient is made in the forward pass, from the logits at
+hand, which saves a quarter of the head's work.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,9 @@ from alignment_core.batching import Batch
 
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
 """Logits in memory at a time, by device: on a CPU what its cache can nearly hold."""
+
+BLOCKS = 8
+"""Parts of a chunk whose probabilities are made one after another, in one buffer of a part's size."""
 
 RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Settings of models whose logits are more than a linear head; the chunked head would miss them."""
@@ -127,14 +130,15 @@ class _ChunkedHead(torch.autograd.Function):
         chunks = _Chunks(hidden, weight, bias, settings)
         gradient = None if expected is None else _HeadGradient(chunks, ctx.needs_input_grad[:3])
         for rows, logits, spare in chunks:
-            log_p = torch.log_softmax(logits, -1, out=spare)
-            scores[rows] = log_p.gather(-1, labels[rows, None]).squeeze(-1)
-            if settings.with_entropy or gradient is not None:
-                p = torch.exp(log_p, out=logits)
-            if settings.with_entropy:
-                entropy[rows] = -torch.linalg.vecdot(p, log_p)
+            for part, z in _blocks(rows, logits, spare):
+                log_p = torch.log_softmax(z, -1, out=spare[: len(z)])
+                scores[part] = log_p.gather(-1, labels[part, None]).squeeze(-1)
+                if settings.with_entropy or gradient is not None:
+                    p = torch.exp(log_p, out=z)
+                if settings.with_entropy:
+                    entropy[part] = -torch.linalg.vecdot(p, log_p)
             if gradient is not None and expected is not None:
-                gradient.add(rows, p, labels[rows], expected[rows])
+                gradient.add(rows, logits, labels[rows], expected[rows])
         ctx.save_for_backward(hidden, weight, bias, labels, expected)
         ctx.settings = settings
         ctx.gradient = gradient
@@ -152,8 +156,9 @@ class _ChunkedHead(torch.autograd.Function):
                 chunks = _Chunks(hidden, weight, bias, ctx.settings)
                 gradient = _HeadGradient(chunks, ctx.needs_input_grad[:3])
                 for rows, logits, spare in chunks:
-                    p = torch.softmax(logits, -1, out=spare)
-                    gradient.add(rows, p, labels[rows], grad_scores[rows])
+                    for _part, z in _blocks(rows, logits, spare):
+                        z.copy_(torch.softmax(z, -1, out=spare[: len(z)]))
+                    gradient.add(rows, logits, labels[rows], grad_scores[rows])
         return gradient.hidden, gradient.weight, gradient.bias, None, None, None
 
 
@@ -165,13 +170,15 @@ class _Chunks:
         self.weight = weight[: settings.vocab_limit].to(settings.compute_dtype)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, their tempered logits in the wide type, and a buffer of the same shape; both to be overwritten."""
+        """Rows, their tempered logits in the wide type, and a buffer for some of them; both to be overwritten."""
         dtype, wide = self.settings.compute_dtype, _wide(self.settings.compute_dtype)
         size = min(self.settings.chunk_tokens, len(self.hidden))
-        buffers = [self.hidden.new_empty(size, len(self.weight), dtype=wide) for _ in range(2)]
+        # One piece of memory: a C library keeps smaller ones for itself when they are given back.
+        buffer = self.hidden.new_empty(size + -(-size // BLOCKS), len(self.weight), dtype=wide)
+        spare = buffer[size:]
         for start in range(0, len(self.hidden), max(size, 1)):
             states = self.hidden[start : start + size]
-            logits, spare = (buffer[: len(states)] for buffer in buffers)
+            logits = buffer[: len(states)]
             if dtype == wide:
                 torch.mm(states.to(dtype), self.weight.T, out=logits)
             else:
@@ -181,6 +188,13 @@ class _Chunks:
             if self.settings.temperature != 1:
                 logits /= self.settings.temperature
             yield slice(start, start + size), logits, spare
+
+
+def _blocks(rows: slice, logits: Tensor, spare: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A chunk's rows and logits, as many at a time as `spare` has room for."""
+    for start in range(0, len(logits), len(spare)):
+        block = logits[start : start + len(spare)]
+        yield slice(rows.start + start, rows.start + start + len(block)), block
 
 
 class _HeadGradient:

@@ -22,6 +22,9 @@ Progress = Callable[[int, int], None]
 Finished = Callable[[int, str], None]
 """Called with (number of the request, text of its response) as soon as that has ended, others going on meanwhile."""
 
+Say = Callable[[str], None]
+"""Takes a line for the log."""
+
 
 @dataclass(frozen=True)
 class PromptRequest:
@@ -55,8 +58,9 @@ def make_sampler(
     tokenizer: PreTrainedTokenizerBase,
     config: SamplingConfig,
     compute_dtype: ComputeDtype = "float32",
+    say: Say | None = None,
 ) -> Sampler:
-    """The sampler `config.backend` names, over a loaded model.
+    """The sampler `config.backend` names, over a loaded model; what it runs on goes to `say`, where that is to be told.
 
     Raises ValueError, with the remedy, where vllm is asked for and cannot serve.
     """
@@ -64,7 +68,10 @@ def make_sampler(
     if config.backend == "vllm":
         from alignment_core.vllm_sampler import VllmSampler
 
-        return VllmSampler(model, tokenizer, config, compute_dtype)
+        made = VllmSampler(model, tokenizer, config, compute_dtype)
+        if say is not None:
+            say(made.describe())
+        return made
     from alignment_core.transformers_sampler import TransformersSampler
 
     return TransformersSampler(model, tokenizer, compute_dtype)

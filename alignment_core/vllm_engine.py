@@ -119,8 +119,8 @@ def import_vllm() -> Any:
     except ImportError as error:
         raise ValueError(
             f"sampling.backend is vllm, which cannot be imported here ({error}): install it with `python3 -m "
-            "flows.bootstrap install gpu`, or name an interpreter that has it in ALIGNFLOW_STAGE_PYTHON, or take "
-            "sampling.backend transformers"
+            "flows.bootstrap install gpu`, or name an interpreter that has it in ALIGNFLOW_STAGE_PYTHON (`python3 -m "
+            "flows.bootstrap_vllm` makes one for a CPU), or take sampling.backend transformers"
         ) from error
     return vllm
 

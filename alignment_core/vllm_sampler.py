@@ -50,6 +50,14 @@ class VllmSampler:
         """The engine that samples."""
         return self._engine
 
+    def describe(self) -> str:
+        """A line for the log: whose engine samples, and how far its log-probs are from the trainer's."""
+        engine = "the engine of an earlier stage or round" if self.reused else "an engine started for it"
+        return (
+            f"sampling: vllm {import_vllm().__version__}, {engine}; weights synced in memory, "
+            f"log-probs of the probe within {self.sync_gap:.1e} nats per token"
+        )
+
     def update_weights(self, model: PreTrainedModel) -> None:
         """Sample from `model`'s present weights from now on.
 

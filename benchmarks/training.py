@@ -1,11 +1,14 @@
 """Our training steps against TRL's, on the same model, sequences, rewards and settings, one thread, on this CPU.
 
-    python -m benchmarks.training [--peer-python PYTHON] [--repetitions 3] [--only sft,grpo,memory,scaling] [--out FILE]
+    python -m benchmarks.training [--peer-python PYTHON] [--repetitions 3] [--only sft,grpo,step,memory,scaling]
+        [--out FILE]
 
 PYTHON is an interpreter that has trl beside our dependencies. Engines take turns, each in a process of its own, so
 that a slow minute of a shared machine falls on both; a ratio is of neighbouring runs, shown as its least, median and
 greatest value. TRL pads to the longest of eight sequences, and scores prompts and padding too; we run packed rows with
 each prompt once, as many tokens at a time as its padded batch may hold. The first step of each process is left out.
+Seconds are of processor time, which on one thread and an idle machine is all time there is.
+`grpo` is the update alone, on given rollouts; `step` the whole step, by its parts (`benchmarks.training_steps`).
 """
 
 import argparse
@@ -18,9 +21,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.training_steps import PARTS
 from benchmarks.training_work import Work, make_prompts, make_responses
 
 ROOT = Path(__file__).parents[1]
+TASKS = ("sft", "grpo", "step", "memory", "scaling")
 GOALS = {"sft": 1.2, "grpo": 2.0}
 """Times TRL's speed."""
 MEMORY_GOAL = 0.5
@@ -48,6 +53,9 @@ def main() -> None:
         if name in GOALS:
             found[name] = compare(name, SIZES[name], options)
             show_speed(name, SIZES[name], found[name])
+        elif name == "step":
+            found[name] = compare(name, SIZES["grpo"], options)
+            show_steps(found[name])
         elif name == "memory":
             found[name] = {task: compare(task, LARGE_VOCABULARY, options) for task in GOALS}
             for task, pairs in found[name].items():
@@ -82,7 +90,8 @@ def scale(vocabulary: int, rows: int, length: int, options: argparse.Namespace) 
 def run(engine: str, task: str, work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """Numbers of one process."""
     python = options.peer_python if engine == "trl" else sys.executable
-    command = [python, "-m", "benchmarks.training_children", engine, task, json.dumps(asdict(work))]
+    module = ["benchmarks.training_steps", engine] if task == "step" else ["benchmarks.training_children", engine, task]
+    command = [python, "-m", *module, json.dumps(asdict(work))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     print(f"{engine} {task}, vocabulary {work.vocab_size}", file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
@@ -107,6 +116,22 @@ def show_speed(task: str, work: Work, pairs: list[dict[str, Any]]) -> None:
         f"gradient norm {pairs[0]['ours']['grad_norms'][0]:.5f} and {pairs[0]['trl']['grad_norms'][0]:.5f}",
         flush=True,
     )
+
+
+def show_steps(pairs: list[dict[str, Any]]) -> None:
+    """The parts of a whole GRPO step: seconds per 1,000 response tokens, and the ratio with its spread."""
+    for part in PARTS:
+        taken = [
+            {engine: statistics.median(step[part] for step in pair[engine]["steps"]) for engine in ("ours", "trl")}
+            for pair in pairs
+        ]
+        ratios = sorted(pair["trl"] / pair["ours"] for pair in taken)
+        ours, theirs = (statistics.median(pair[engine] for pair in taken) for engine in ("ours", "trl"))
+        print(
+            f"{part}: {ours:.2f} s ours, {theirs:.2f} s TRL per 1,000 response tokens; "
+            f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+            flush=True,
+        )
 
 
 def show_memory(task: str, pairs: list[dict[str, Any]]) -> None:
@@ -147,13 +172,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has trl")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=["sft", "grpo", "memory", "scaling"])
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--steps", type=int, help="measured steps of a process")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    unknown = set(options.only) - {*GOALS, "memory", "scaling"}
+    unknown = set(options.only) - set(TASKS)
     if unknown:
-        parser.error(f"unknown parts {sorted(unknown)}: take sft, grpo, memory, scaling")
+        parser.error(f"unknown parts {sorted(unknown)}: take {', '.join(TASKS)}")
     if options.steps is not None:
         for name in GOALS:
             SIZES[name] = replace(SIZES[name], steps=options.steps)

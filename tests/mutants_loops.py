@@ -30,8 +30,8 @@ LOOP_MUTANTS: list[Mutant] = [
         ("softmax in the narrow type", "return torch.promote_types(dtype, torch.float32)", "return dtype"),
         (
             "entropy negative",
-            "entropy[rows] = -torch.linalg.vecdot(p, log_p)",
-            "entropy[rows] = torch.linalg.vecdot(p, log_p)",
+            "entropy[part] = -torch.linalg.vecdot(p, log_p)",
+            "entropy[part] = torch.linalg.vecdot(p, log_p)",
         ),
         ("head without its gradient", "target.addmm_(narrow.T, states)", "target.add_(0 * (narrow.T @ states))"),
         ("body without its gradient", "self.hidden[rows] = (narrow @ weight) * factor", "self.hidden[rows] = 0"),

@@ -10,7 +10,10 @@ from tiny_models import byte_tokenizer, tiny_model
 from alignment_core.config import SamplingConfig
 from alignment_core.overlap import OverlappedGrading
 from alignment_core.records import GradedResponse, Problem
+from alignment_core.rollouts import collect_rollout
 from alignment_core.sampling import build_requests, make_sampler
+from alignment_core.training_config import GRPOConfig
+from benchmarks.overlap import Line, draw
 
 TOKENIZER = byte_tokenizer()
 
@@ -112,3 +115,34 @@ def test_the_sampler_hands_over_each_response_once_as_it_ends(decoding: str):
     assert len(set(lengths)) > 2
     if decoding == "plain":
         assert lengths == sorted(lengths), "responses of one batch are handed over in the order in which they end"
+
+
+def test_a_rollout_is_graded_while_it_is_sampled():
+    """A join right after the start, or a grading that begins when all is sampled, would leave nothing beside it."""
+    busy: list[float] = []
+
+    def grade(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
+        began = time.perf_counter()
+        time.sleep(0.002 * len(responses))
+        busy.append(time.perf_counter() - began)
+        return exact(responses, truths)
+
+    model = tiny_model(TOKENIZER)
+    model.config.eos_token_id = list(range(0, 30))
+    problems = [Problem(id=f"p{i}", question="", prompt="q" * (i + 1), ground_truth="") for i in range(6)]
+    config = GRPOConfig(rollout_batch_size=24, train_batch_size=24, group_size=4)
+    sampling = SamplingConfig(max_tokens=48, batch_size=12, decoding="plain")
+    sampler = make_sampler(model, TOKENIZER, sampling)
+    metrics = collect_rollout(sampler, TOKENIZER, problems, config, sampling, grade, 0, 0).metrics
+    assert metrics["time/grade_overlapped"] > 0.5 * sum(busy)
+    assert metrics["time/grade"] < 0.5 * sum(busy)
+
+
+def test_the_time_line_shows_who_worked_when():
+    line = Line(ends=[0.1, 0.15, 4.2, 7.9], sampled=8.0, spans=[(1.0, 3.0), (8.0, 10.0)], done=10.0)
+    sampling, ends, grading, scale = draw(line, columns=10).splitlines()
+    assert sampling == " sampling |########  |"
+    assert ends == "     ends |2   1  1  |"
+    assert grading == "  grading | ##     ##|"
+    assert scale.endswith("10.00 s")
+    assert line.beside == 0.5

@@ -26,7 +26,7 @@ from alignment_core.vllm_sampler import VllmSampler, sampling_params
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 on_vllm = pytest.mark.skipif(
-    not HAS_VLLM, reason="vllm is not installed here: see CONTRIBUTING.md for an environment that runs these tests"
+    not HAS_VLLM, reason="vllm is not installed here: `.ci/run` runs these tests in .vllm, see CONTRIBUTING.md"
 )
 ENGINE = VllmConfig(kv_cache_gb=0.05, enforce_eager=True)
 VLLM = CONFIG.model_copy(update={"backend": "vllm", "vllm": ENGINE, "batch_size": 64})

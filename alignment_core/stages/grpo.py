@@ -19,7 +19,7 @@ def run(config: GRPOStage, inputs: Mapping[str, Path], output: Path, run: RunCon
     source, revision = model_location(inputs["model"])
     tokenizer = load_tokenizer(source, revision)
     model = load_model(source, revision)
-    sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype)
+    sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype, run.say)
     dev = read_split(inputs["problems"], "dev")
     validate = stage_validator(
         config, config.grpo.validation_problems, dev, tokenizer, run, sampler, config.grpo.rollouts_logged

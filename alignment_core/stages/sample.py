@@ -27,7 +27,7 @@ def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunC
     problems = draw(read_split(inputs["problems"], config.split), config)
     requests = build_requests(problems, tokenizer, config.samples_per_problem, config.seed)
     model = load_model(source, revision)
-    sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype)
+    sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype, run.say)
     completions = sample_in_chunks(sampler, requests, config, run)
     completions = with_entropy(completions, model, tokenizer, config.sampling.temperature, config.compute_dtype)
     if not config.keep_log_probs:
