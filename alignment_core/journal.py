@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -118,6 +119,7 @@ class RunJournal:
     def __init__(self, path: Path, began: Began, file: IO[str], store_lock: IO[str]) -> None:
         self.path, self.began = path, began
         self._file, self._store_lock = file, store_lock
+        self._writing = threading.Lock()
         self.ended = False
 
     def reached(self, label: str, stage: str, key: str, how: Literal["asked", "cached", "ran", "resumed"]) -> None:
@@ -142,8 +144,9 @@ class RunJournal:
         self._store_lock.close()
 
     def _write(self, line: Record) -> None:
-        self._file.write(line.model_dump_json() + "\n")
-        self._file.flush()
+        with self._writing:
+            self._file.write(line.model_dump_json() + "\n")
+            self._file.flush()
 
 
 def begin_run(

@@ -82,6 +82,14 @@ class ScoredCompletion(Record):
     grade: GradedResponse
 
 
+class TokenExample(Record):
+    """A sampled response kept for training, by ids: text is never tokenized again. One line of an `examples.jsonl`."""
+
+    problem_id: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
 class PreferencePair(Record):
     """Two responses to one prompt, the better one first; one line of a `pairs.jsonl`."""
 

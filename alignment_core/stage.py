@@ -28,6 +28,7 @@ from alignment_core.stage_run import StageRun
 from alignment_core.store import (
     Components,
     Lookup,
+    Manifest,
     ManifestDraft,
     Producer,
     Store,
@@ -73,6 +74,18 @@ def make_spec(stage: str, config: Config, inputs: Mapping[str, ArtifactRef], lab
         inputs=dict(inputs),
         components=components,
         key=components.key(),
+    )
+
+
+def spec_of(manifest: Manifest) -> StageSpec:
+    """The spec an artifact was computed from."""
+    return StageSpec(
+        stage=manifest.stage,
+        label=manifest.label,
+        config=manifest.settings or manifest.components.config,
+        inputs=manifest.parents,
+        components=manifest.components,
+        key=manifest.key,
     )
 
 

@@ -52,11 +52,17 @@ def read_spec(path: Path) -> StageSpec:
 
 def require_same_code(spec: StageSpec, name: str) -> None:
     """Raise ValueError if the spec that `name` holds was made by other code or libraries than this process runs."""
+    if what := other_code(spec):
+        raise ValueError(f"{name} was made elsewhere ({what}): run it with the code that made it, or make it anew")
+
+
+def other_code(spec: StageSpec) -> str:
+    """What code or libraries differ here from those the spec was made by, in words; empty if none."""
     code = stage_fingerprint(spec.stage, spec.config)
     here = spec.components.model_copy(update={"code": code.definitions, "versions": code.versions})
-    if here.key() != spec.key:
-        what = "; ".join(differences(spec.components, here)) or "its key is not that of its components"
-        raise ValueError(f"{name} was made elsewhere ({what}): run it with the code that made it, or make it anew")
+    if here.key() == spec.key:
+        return ""
+    return "; ".join(differences(spec.components, here)) or "its key is not that of its components"
 
 
 def _say(event: Event) -> None:

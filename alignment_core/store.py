@@ -217,6 +217,10 @@ class Store:
         """All artifacts of this root, oldest first; a folder whose manifest cannot be read is none."""
         return self._manifests_in("[!.]*/*")
 
+    def manifests_of(self, key: str) -> Iterator[Manifest]:
+        """The artifacts with this key: one, or none."""
+        return self._manifests_in(f"[!.]*/{glob.escape(key)}")
+
     def _manifests_in(self, folders: str) -> Iterator[Manifest]:
         found = []
         for path in self.root.glob(f"{folders}/{MANIFEST}"):

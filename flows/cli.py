@@ -6,6 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli_artifacts import artifacts
+from flows.cli_hosts import setup, status, worker
+from flows.user_errors import run_for_user as _user
+
 QUIET = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -14,6 +18,7 @@ QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -25,7 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Teach a language model to reason about mathematics, and show honestly how far each method got.",
 )
-artifacts = typer.Typer(no_args_is_help=True, help="Look into the artifact store.")
 app.add_typer(artifacts, name="artifacts")
 
 Preset = Annotated[
@@ -37,8 +41,13 @@ Preset = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. grpo.n_grpo_steps=20.")
 ]
-Shared = Annotated[bool, typer.Option("--shared", help="In the shared store (ALIGNFLOW_STORE) instead.")]
-Root = Annotated[Path, typer.Option("--root", help="Folder that holds data/store and mlruns.")]
+Root = Annotated[Path, typer.Option("--root", envvar="ALIGNFLOW_ROOT", help="Folder of data/store and mlruns.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        "--executor", envvar="ALIGNFLOW_EXECUTOR", help="local, or work-pool: workers compute what needs torch."
+    ),
+]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would run, why, and what disk it takes.")]
 
 
@@ -75,13 +84,14 @@ def run(
     overrides: Overrides = None,
     root: Root = Path("."),
     plan: PlanOnly = False,
+    executor: Where = "local",
     budget: Annotated[
         str | None, typer.Option(help="Wall-clock time of each GRPO run with its evaluation, e.g. 4h or 30m.")
     ] = None,
 ) -> None:
     """The whole study."""
     extra = [] if budget is None else [f"budget.hours={_user(lambda: _hours(budget))}"]
-    _run_flow("study", preset, [*(overrides or []), *extra], root, plan)
+    _run_flow("study", preset, [*(overrides or []), *extra], root, plan, executor=executor)
 
 
 def _hours(text: str) -> float:
@@ -113,9 +123,15 @@ def studies() -> None:
 
 
 @app.command()
-def prepare(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def prepare(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    executor: Where = "local",
+) -> None:
     """Problems, traces, leakage report."""
-    _run_flow("prepare", preset, overrides, root, plan)
+    _run_flow("prepare", preset, overrides, root, plan, executor=executor)
 
 
 @app.command("eval")
@@ -124,6 +140,7 @@ def evaluation(
     overrides: Overrides = None,
     root: Root = Path("."),
     plan: PlanOnly = False,
+    executor: Where = "local",
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id, or key of a stage that holds a model; default: the preset's.")
     ] = None,
@@ -132,7 +149,7 @@ def evaluation(
     """Evaluate one model: sample, then grade."""
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out {out} is a file: give a folder")
-    extra: dict[str, Any] = {"out": str(out.resolve()) if out else None}
+    extra: dict[str, Any] = {"out": str(out.resolve()) if out else None, "executor": executor}
     settings = list(overrides or [])
     if model is not None and _is_key(root, model):
         extra["artifact"] = model
@@ -142,33 +159,63 @@ def evaluation(
 
 
 @app.command()
-def sft(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def sft(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    executor: Where = "local",
+) -> None:
     """The SFT sweep."""
-    _run_flow("sft", preset, overrides, root, plan)
+    _run_flow("sft", preset, overrides, root, plan, executor=executor)
 
 
 @app.command()
-def ei(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def ei(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    executor: Where = "local",
+) -> None:
     """Expert Iteration."""
-    _run_flow("expert_iteration", preset, overrides, root, plan)
+    _run_flow("expert_iteration", preset, overrides, root, plan, executor=executor)
 
 
 @app.command()
-def grpo(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def grpo(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    executor: Where = "local",
+) -> None:
     """GRPO."""
-    _run_flow("grpo", preset, overrides, root, plan)
+    _run_flow("grpo", preset, overrides, root, plan, executor=executor)
 
 
 @app.command()
-def analyze(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def analyze(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    executor: Where = "local",
+) -> None:
     """Intervals, paired tests, the split of each gain."""
-    _run_flow("analyze", preset, overrides, root, plan)
+    _run_flow("analyze", preset, overrides, root, plan, executor=executor)
 
 
 @app.command()
-def report(preset: Preset, overrides: Overrides = None, root: Root = Path("."), plan: PlanOnly = False) -> None:
+def report(
+    preset: Preset,
+    overrides: Overrides = None,
+    root: Root = Path("."),
+    plan: PlanOnly = False,
+    executor: Where = "local",
+) -> None:
     """The study's HTML page."""
-    _run_flow("report", preset, overrides, root, plan)
+    _run_flow("report", preset, overrides, root, plan, executor=executor)
 
 
 @app.command()
@@ -226,97 +273,8 @@ def export(
     typer.echo(_user(lambda: export_model(root.resolve(), key, folder)))
 
 
-@artifacts.command("ls")
-def artifacts_ls(
-    root: Root = Path("."), stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None
-) -> None:
-    """One line per artifact, oldest first."""
-    from flows.shelf import list_artifacts
-
-    for line in _user(lambda: list(list_artifacts(root.resolve(), stage))):
-        typer.echo(line)
-
-
-@artifacts.command("show")
-def artifacts_show(key: Annotated[str, typer.Argument(help="Key or its beginning.")], root: Root = Path(".")) -> None:
-    """Files, settings, parents and producer of one artifact."""
-    from flows.shelf import show_artifact
-
-    typer.echo(_user(lambda: show_artifact(root.resolve(), key)))
-
-
-@artifacts.command("accept")
-def artifacts_accept(
-    keys: Annotated[list[str], typer.Argument(help="Keys of the artifacts to keep, or their beginnings.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why the change of code does not matter to them.")],
-    root: Root = Path("."),
-) -> None:
-    """Keep artifacts whose code changed harmlessly: they then answer for today's code."""
-    from flows.shelf import accept_artifact
-
-    for key in keys:
-        for line in _user(lambda key=key: accept_artifact(root.resolve(), key, reason)):
-            typer.echo(line)
-
-
-@artifacts.command("verify")
-def artifacts_verify(
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys or their beginnings; default: all.")] = None,
-    root: Root = Path("."),
-    shared: Shared = False,
-) -> None:
-    """Read every file and compare its sha256; exit code 1 and what to do if anything is damaged."""
-    from flows.upkeep import verify_artifacts
-
-    lines = _user(lambda: list(verify_artifacts(root.resolve(), keys or [], shared)))
-    for line, _ in lines:
-        typer.echo(line)
-    raise typer.Exit(int(any(damage for _, damage in lines)))
-
-
-@artifacts.command("gc")
-def artifacts_gc(
-    root: Root = Path("."),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    keep_days: Annotated[float, typer.Option(min=0, help="Keep what was made or used since so many days.")] = 30,
-    states: Annotated[bool, typer.Option("--states", help="Also training states kept for runs of more steps.")] = False,
-    shared: Shared = False,
-) -> None:
-    """Remove what neither the last run of any study nor any recent run stands on, and what kills left behind.
-
-    In a shared store only what kills left behind: no root can tell what the studies of the others stand on.
-    """
-    from flows.upkeep import remove_unneeded, sweep_shared
-
-    folder, common = root.resolve(), (keep_days, dry_run)
-    lines = _user(lambda: list(sweep_shared(folder, *common) if shared else remove_unneeded(folder, *common, states)))
-    for line in lines:
-        typer.echo(line)
-
-
-@artifacts.command("rebuild-mlflow")
-def artifacts_rebuild_mlflow(root: Root = Path(".")) -> None:
-    """Make MLflow anew from the store alone."""
-    from flows.upkeep import rebuild_mlflow
-
-    for line in _user(lambda: list(rebuild_mlflow(root.resolve()))):
-        typer.echo(line)
-
-
-def _user(action: Any, interrupted: str = "the same command goes on where this one stopped") -> Any:
-    """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C and SIGTERM are one line."""
-    from alignment_core.interruption import exit_code_of
-
-    try:
-        return action()
-    except BaseException as error:
-        if code := exit_code_of(error):
-            typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
-            raise typer.Exit(code) from error
-        if isinstance(error, ValueError | OSError):
-            typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)
-            raise typer.Exit(1) from error
-        raise
+for host_command in (setup, worker, status):
+    app.command()(host_command)
 
 
 def _is_key(root: Path, text: str) -> bool:
@@ -341,7 +299,7 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, p
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=120)
     settings = _user(lambda: dict(parse_override(text) for text in overrides or []))
-    _user(lambda: load_config(preset, settings))
+    _user(lambda: load_config(preset, settings, name))
     if plan:
         return _print_plan(console, name, {"preset": preset, "overrides": settings, **extra}, root.resolve())
     _user(lambda: require_writable(root.resolve()))

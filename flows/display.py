@@ -1,4 +1,4 @@
-"""What a person sees of a running study: a line per finished stage, a live bar for the one under way."""
+"""What a person sees of a running study: a line per finished stage, a live bar for each one under way."""
 
 import time
 from typing import Any
@@ -43,7 +43,7 @@ class RichListener:
             console=console,
             transient=True,
         )
-        self._task: TaskID | None = None
+        self._bars: dict[str, TaskID] = {}
         self._first: dict[str, tuple[int, float]] = {}
         self._told: dict[str, float] = {}
 
@@ -56,31 +56,33 @@ class RichListener:
 
     def started(self, label: str, stage: str, reason: str) -> None:
         """Show the bar of a new stage."""
-        self._drop_bar()
+        self._drop_bar(label)
         if not self.console.is_terminal:
             self.console.print(f" running            {escape(label)}  [dim]{escape(reason)}[/dim]", highlight=False)
         self._told[label] = time.time()
-        self._task = self._progress.add_task(escape(label), total=None, rate="", metrics=f"[dim]{escape(reason)}[/dim]")
+        why = f"[dim]{escape(reason)}[/dim]"
+        self._bars[label] = self._progress.add_task(escape(label), total=None, rate="", metrics=why)
 
     def event(self, label: str, event: Event) -> None:
         """Move the bar; print what the stage says."""
         if event.kind == "say":
             self.console.print(f"  [dim]{escape(label)}:[/dim] {escape(event.name)}", highlight=False)
-        if event.kind != "point" or self._task is None:
+        bar = self._bars.get(label)
+        if event.kind != "point" or bar is None:
             return
         step, began = self._first.setdefault(label, (event.step, event.time))
         elapsed = event.time - began
         rate = f"{(event.step - step) / elapsed:.1f}/s" if elapsed > 0.5 else ""
         shown = headline(event.metrics)
         fields = {"rate": rate} | ({"metrics": shown} if shown else {})
-        self._progress.update(self._task, completed=event.step, total=event.total, **fields)  # type: ignore[arg-type]
+        self._progress.update(bar, completed=event.step, total=event.total, **fields)  # type: ignore[arg-type]
         if not self.console.is_terminal and shown and event.time - self._told.get(label, 0.0) >= QUIET_SECONDS:
             self._told[label] = event.time
             self.console.print(f"  … {escape(label)}: step {event.step}/{event.total}  {shown}", highlight=False)
 
     def finished(self, label: str, outcome: StageOutcome) -> None:
         """One line that stays."""
-        self._drop_bar()
+        self._drop_bar(label)
         colour = COLOURS[outcome.how]
         seconds = "" if outcome.how == "cached" else f"{outcome.seconds:6.1f} s"
         origin = f"[dim]{outcome.ref.key[:12]}  {escape(outcome.reason)}[/dim]"
@@ -90,14 +92,13 @@ class RichListener:
 
     def failed(self, label: str, error: BaseException) -> None:
         """One line that stays; the reason itself comes last, from the command."""
-        self._drop_bar()
+        self._drop_bar(label)
         word, colour = ("stopped", "yellow") if exit_code_of(error) else (" failed", "red")
         self.console.print(f"[{colour}] {word}[/{colour}]            {escape(label)}", highlight=False)
 
-    def _drop_bar(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+    def _drop_bar(self, label: str) -> None:
+        if label in self._bars:
+            self._progress.remove_task(self._bars.pop(label))
 
 
 def results_table(rows: list[dict[str, Any]]) -> Table:

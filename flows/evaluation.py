@@ -15,6 +15,7 @@ from flows import steps
 from flows.runner import flow_run, summarize
 from tasks.data import prepare_problems
 from tasks.evaluation import evaluate
+from tasks.pools import Executor
 from tasks.workspace import Workspace
 
 
@@ -23,15 +24,22 @@ def evaluation(
     preset: str = "tiny",
     overrides: dict[str, Any] | None = None,
     root: str | None = None,
+    executor: Executor = "local",
     artifact: str | None = None,
     out: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate the preset's model, or the model of a finished training stage.
 
-    artifact: key of a stage that holds a model. out: folder that receives results.jsonl and summary.json.
-    preset, overrides, root: as for the study flow.
+    Args:
+        preset: A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b) or a YAML file.
+        overrides: Settings that differ from the preset's, by dotted name, e.g. {"grpo.n_grpo_steps": 20};
+            {"grpo.lr": 2e-5} is short for the learning rate of a method.
+        root: Folder of the store and of mlruns; default: ALIGNFLOW_ROOT of the worker, else its working directory.
+        executor: Where the stages that need torch run: local, here; work-pool, on the workers of the GPU pool.
+        artifact: Key of a finished stage that holds a model; default: the preset's model.
+        out: Folder that receives results.jsonl and summary.json.
     """
-    with flow_run("evaluation", preset, overrides, root) as (workspace, config):
+    with flow_run("evaluation", preset, overrides, root, executor) as (workspace, config):
         if artifact is None:
             evaluated = steps.start(workspace, config).evaluations
         else:

@@ -9,15 +9,26 @@ from prefect import flow
 
 from flows import steps
 from flows.runner import flow_run, summarize
+from tasks.pools import Executor
 
 
 @flow(name="grpo", flow_run_name="{preset}")
-def grpo(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: str | None = None) -> dict[str, Any]:
+def grpo(
+    preset: str = "tiny",
+    overrides: dict[str, Any] | None = None,
+    root: str | None = None,
+    executor: Executor = "local",
+) -> dict[str, Any]:
     """Run the study's GRPO from each of its starts.
 
-    preset, overrides, root: as for the study flow.
+    Args:
+        preset: A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b) or a YAML file.
+        overrides: Settings that differ from the preset's, by dotted name, e.g. {"grpo.n_grpo_steps": 20};
+            {"lr": 2e-5} is short for the learning rate of this method.
+        root: Folder of the store and of mlruns; default: ALIGNFLOW_ROOT of the worker, else its working directory.
+        executor: Where the stages that need torch run: local, here; work-pool, on the workers of the GPU pool.
     """
-    with flow_run("grpo", preset, overrides, root) as (workspace, config):
+    with flow_run("grpo", preset, overrides, root, executor) as (workspace, config):
         study = steps.start(workspace, config)
         steps.run_experiments(study, "grpo")
         return summarize(workspace, study.evaluations)

@@ -9,6 +9,7 @@ from alignment_core.records import ArtifactRef
 from alignment_core.study_config import StudyConfig
 from flows.settings import load_config
 from tasks.evaluation import Evaluated, read_summary
+from tasks.pools import Executor
 from tasks.workspace import Workspace, open_workspace
 
 PLANNING: ContextVar[Workspace | None] = ContextVar("planning", default=None)
@@ -17,16 +18,17 @@ PLANNING: ContextVar[Workspace | None] = ContextVar("planning", default=None)
 
 @contextmanager
 def flow_run(
-    flow: str, preset: str, overrides: dict[str, Any] | None, root: str | None
+    flow: str, preset: str, overrides: dict[str, Any] | None, root: str | None, executor: Executor = "local"
 ) -> Iterator[tuple[Workspace, StudyConfig]]:
     """Validated settings and an open workspace; the planning one while a plan is made."""
-    config = load_config(preset, overrides)
+    config = load_config(preset, overrides, flow)
     planned = PLANNING.get()
     if planned is not None:
         yield planned, config
         return
     request = {"flow": flow, "preset": preset, "overrides": overrides or {}}
-    with open_workspace(root, config.name, f"{flow} {config.name} seed{config.seed}", request) as workspace:
+    name = f"{flow} {config.name} seed{config.seed}"
+    with open_workspace(root, config.name, name, request, executor, config.model.source) as workspace:
         yield workspace, config
 
 

@@ -22,14 +22,45 @@ PLAIN = {
 """Kind of error -> what a setting should be, in words for people who write YAML."""
 
 
-def load_config(preset: str, overrides: dict[str, Any] | None = None) -> StudyConfig:
+SHORT_NAMES: dict[str, tuple[str, ...]] = {
+    "lr": (
+        "sft.optimizer.learning_rate",
+        "expert_iteration.sft.optimizer.learning_rate",
+        "grpo.optimizer.learning_rate",
+        "dpo.optimizer.learning_rate",
+    ),
+    "steps": ("grpo.n_grpo_steps", "expert_iteration.n_ei_steps"),
+    "epochs": ("sft.epochs", "expert_iteration.sft.epochs", "dpo.epochs"),
+    "group_size": ("grpo.group_size", "expert_iteration.group_size"),
+    "limit": ("evaluation.limit",),
+}
+"""Short name -> what it may stand for. Alone it means the setting of the flow's own method, else it needs the section
+before it: `lr` in the flow grpo, `grpo.lr` anywhere."""
+
+
+def full_name(name: str, flow: str) -> str:
+    """The dotted name that a short one stands for in a flow; any other name as it is.
+
+    Raises ValueError that lists what it may mean if that is not clear.
+    """
+    section, _, short = name.rpartition(".")
+    meant = SHORT_NAMES.get(short, ())
+    place = section or flow.replace("-", "_")
+    inside = [one for one in meant if one.startswith(f"{place}.")] or ([] if section else list(meant))
+    if len(inside) > 1:
+        raise ValueError(f"{name} may mean {', '.join(inside)}: give one of these in full")
+    return inside[0] if inside else name
+
+
+def load_config(preset: str, overrides: dict[str, Any] | None = None, flow: str = "study") -> StudyConfig:
     """The preset (a shipped name or a YAML file) with overrides, dotted or nested, merged in and validated.
 
-    Raises ValueError that names the wrong key, offers the nearest right one, and says where it stands.
+    flow: whose settings short names (`SHORT_NAMES`) mean. Raises ValueError that names the wrong key, offers the
+    nearest right one, and says where it stands.
     """
     settings = read_preset(preset)
     for key, value in (overrides or {}).items():
-        assign(settings, key, value)
+        assign(settings, full_name(key, flow), value)
     try:
         config = StudyConfig.model_validate(settings)
         check_experiments(config)

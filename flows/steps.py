@@ -1,6 +1,7 @@
 """What the flows are made of: a study's problems, baselines, experiments and page. No decorators here."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from alignment_core.config import EvaluationConfig, Variant
 from alignment_core.experiments import Member, Variation, carried_settings, members_of, selected, variations, waves
@@ -113,12 +114,19 @@ def run_experiments(study: Study, method: Method | None = None) -> None:
         members = [member for experiment in wave for member in _members(study, experiment)]
         places = [(member, member_start(study, member)) for member in members]
         require_traces(study, places)
-        for member, place in places:
-            study.trained[member.name] = train(study.workspace, member, place)
-            study.evaluations += study.trained[member.name].evaluations
+        done: dict[str, Trained] = {}
+        study.workspace.side_by_side([partial(train_member, study, *place, done) for place in places])
+        for member in members:  # in this order, whichever came first
+            study.trained[member.name] = done[member.name]
+            study.evaluations += done[member.name].evaluations
         for experiment in wave:
             if experiment.choice is not None:
                 choose(study, experiment, [one for one in members if one.experiment == experiment.name])
+
+
+def train_member(study: Study, member: Member, place: Start, done: dict[str, Trained]) -> None:
+    """One member from its start to its evaluation; with workers, many at the same time."""
+    done[member.name] = train(study.workspace, member, place)
 
 
 def _members(study: Study, experiment: ExperimentConfig) -> list[Member]:

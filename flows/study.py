@@ -9,16 +9,26 @@ from prefect import flow
 
 from flows import steps
 from flows.runner import flow_run, summarize
+from tasks.pools import Executor
 
 
 @flow(name="study", flow_run_name="{preset}")
-def study(preset: str = "tiny", overrides: dict[str, Any] | None = None, root: str | None = None) -> dict[str, Any]:
+def study(
+    preset: str = "tiny",
+    overrides: dict[str, Any] | None = None,
+    root: str | None = None,
+    executor: Executor = "local",
+) -> dict[str, Any]:
     """Run every stage of a preset that the store does not hold yet.
 
-    preset: a shipped name or a YAML file. overrides: settings by dotted name, e.g. {"grpo.n_grpo_steps": 20}.
-    root: folder of the store and of mlruns; default is the working directory.
+    Args:
+        preset: A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b) or a YAML file.
+        overrides: Settings that differ from the preset's, by dotted name, e.g. {"grpo.n_grpo_steps": 20};
+            {"grpo.lr": 2e-5} is short for the learning rate of a method.
+        root: Folder of the store and of mlruns; default: ALIGNFLOW_ROOT of the worker, else its working directory.
+        executor: Where the stages that need torch run: local, here; work-pool, on the workers of the GPU pool.
     """
-    with flow_run("study", preset, overrides, root) as (workspace, config):
+    with flow_run("study", preset, overrides, root, executor) as (workspace, config):
         grown = steps.start(workspace, config)
         steps.run_experiments(grown)
         report = steps.report_step(grown, steps.analyze_step(grown))

@@ -108,7 +108,7 @@ def write_report(
         evaluations=tuple(item.comparison for item in evaluations),
         runs=tuple(runs),
         keys={name: ref.key for name, ref in inputs.items()},
-        accepted=tuple(workspace.accepted.values()),
+        accepted=tuple(sorted(workspace.accepted.values(), key=lambda stage: stage.label)),
         settings=flatten(config.model_dump(mode="json")),
     )
     report = run_cached(workspace, "report", stage, inputs, "report")

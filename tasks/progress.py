@@ -32,6 +32,8 @@ class LogListener:
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)  # Prefect hands our lines on, but only those that pass the logger's level
 
     def started(self, label: str, stage: str, reason: str) -> None:
         """One line."""

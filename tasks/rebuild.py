@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from alignment_core.durable import write_durably
 from alignment_core.journal import PastRun, past_runs, undisturbed
-from alignment_core.stage import StageSpec
+from alignment_core.stage import spec_of
 from alignment_core.store import Manifest, Store
 from alignment_core.store_access import open_store
 from tasks.tracking import KIND_TAG, Session, connect, run_tags, tracking_uri
@@ -189,14 +189,7 @@ def _write_run(root: Path, store: Store, uri: str, run: PastRun, manifests: list
 
 def _write_stages(store: Store, session: Session, manifests: list[Manifest]) -> None:
     for manifest in manifests:
-        spec = StageSpec(
-            stage=manifest.stage,
-            label=manifest.label,
-            config=manifest.settings or manifest.components.config,
-            inputs=manifest.parents,
-            components=manifest.components,
-            key=manifest.key,
-        )
+        spec = spec_of(manifest)
         began = manifest.producer.started
         session.open_stage(spec, began)
         artifact = store.record(manifest.ref())

@@ -1,7 +1,16 @@
 """The root folder of a study: whether it can be used at all, asked before anything is computed."""
 
+import os
 import tempfile
 from pathlib import Path
+
+ROOT = "ALIGNFLOW_ROOT"
+"""Names the root where none is given: each host has its own."""
+
+
+def root_folder(given: str | None) -> Path:
+    """The root: the folder given, else the one that ALIGNFLOW_ROOT names, else the current one."""
+    return Path(given or os.environ.get(ROOT) or ".").resolve()
 
 
 def require_writable(root: Path) -> Path:

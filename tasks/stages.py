@@ -26,7 +26,10 @@ from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
 from alignment_core.stage_server import run_elsewhere
 from alignment_core.store import Store
-from tasks.workspace import Workspace
+from tasks.dispatch import RemoteStageError
+from tasks.pools import pool_of
+from tasks.stage_request import StageRequest
+from tasks.workspace import Workspace, git_sha
 
 logger = logging.getLogger("alignflow")
 
@@ -91,7 +94,45 @@ def as_computed(store: Store, spec: StageSpec, kept: ArtifactRef) -> StageSpec:
 
 @task(persist_result=True, result_serializer="json", cache_result_in_memory=False)
 def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, Any]:
-    """Compute one stage, with its record forwarded to MLflow and to whoever watches."""
+    """One stage: computed here, or by a worker that is asked for it."""
+    remote = workspace.dispatcher is not None and pool_of(spec.stage, spec.config)
+    # An artifact that is there is not asked for: only its record is sent again.
+    if remote and workspace.store.lookup(spec.stage, spec.key).ref is None:
+        outcome = ask_worker(workspace, spec, reason)
+    else:
+        outcome = compute_here(workspace, spec, reason)
+    workspace.outcomes[spec.label] = outcome
+    workspace.reached(spec.label, spec.stage, outcome.ref.key, outcome.how)
+    workspace.listener.finished(spec.label, outcome)
+    return outcome.ref.model_dump()
+
+
+def ask_worker(workspace: Workspace, spec: StageSpec, reason: str) -> StageOutcome:
+    """Have a worker compute a stage; it also tells MLflow, under the run of this study."""
+    if workspace.dispatcher is None:
+        raise RuntimeError("a workspace that computes locally asks no worker")
+    workspace.listener.started(spec.label, spec.stage, reason)
+    request = StageRequest(
+        spec=spec,
+        study=workspace.study,
+        model=workspace.model,
+        parent_run=workspace.tracker.parent_run(),
+        annotations=workspace.annotations(),
+        reason=reason,
+        commit=git_sha(),
+    )
+    try:
+        return workspace.dispatcher.compute(workspace.store, request, workspace.listener)
+    except BaseException as error:
+        error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]})")
+        workspace.listener.failed(spec.label, error)
+        if isinstance(error, RemoteStageError):
+            workspace.tracker.stage_abandoned(spec)
+        raise
+
+
+def compute_here(workspace: Workspace, spec: StageSpec, reason: str) -> StageOutcome:
+    """Compute one stage in this process, with its record forwarded to MLflow and to whoever watches."""
     workspace.listener.started(spec.label, spec.stage, reason)
     workspace.tracker.stage_started(spec)
 
@@ -113,7 +154,4 @@ def stage_task(spec: StageSpec, workspace: Workspace, reason: str) -> dict[str, 
         workspace.tracker.stage_failed(spec, stopped=exit_code_of(error) is not None)
         raise
     workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.record(outcome.ref))
-    workspace.outcomes[spec.label] = outcome
-    workspace.reached(spec.label, spec.stage, outcome.ref.key, outcome.how)
-    workspace.listener.finished(spec.label, outcome)
-    return outcome.ref.model_dump()
+    return outcome

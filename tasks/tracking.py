@@ -14,6 +14,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,14 @@ class TrackingError(OSError):
 class Tracker:
     """Feeds one study run to MLflow from a worker thread; errors surface when it is closed."""
 
-    def __init__(self, root: Path, study: str, run_name: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, study: str, run_name: str, tags: Mapping[str, str], parent_run: str | None = None
+    ) -> None:
+        """`parent_run`: MLflow's run of the study run this tracker works for, if another process opened that; "" if it
+        is not known; None opens one."""
         self.root = root
-        self._session = Session(root, study, run_name, dict(tags))
+        self._session = Session(root, study, run_name, dict(tags), with_parent=parent_run is None, parent=parent_run)
+        self._starting = threading.Lock()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -71,6 +78,21 @@ class Tracker:
     def stage_failed(self, spec: StageSpec, stopped: bool = False) -> None:
         """Mark the child run failed; killed, if a signal stopped it."""
         self._put(lambda: self._session.fail_stage(spec.key, "KILLED" if stopped else "FAILED"))
+
+    def stage_abandoned(self, spec: StageSpec, stopped: bool = False) -> None:
+        """Close the child run that another process left open, and that nobody goes on with."""
+        self._put(lambda: self._session.abandon_stage(spec.key, "KILLED" if stopped else "FAILED"))
+
+    def parent_run(self, patience: float = 60.0) -> str:
+        """Id of the study run's own run, for processes that work for it; empty if MLflow does not answer in time."""
+        found: Future[str] = Future()
+        self._session.wanted = True
+        self._put(lambda: found.set_result(self._session.open_parent()))
+        deadline = time.monotonic() + patience
+        while self._error is None and time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                return found.result(timeout=0.2)
+        return ""
 
     def close_killed(self, run: PastRun) -> None:
         """Close the parent run, and the stage runs left running, of a study run whose process is dead."""
@@ -107,9 +129,10 @@ class Tracker:
             ) from self._error
 
     def _put(self, job: Callable[[], None]) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+                self._thread.start()
         self._queue.put(job)
 
     def _work(self) -> None:
@@ -155,15 +178,19 @@ class Session:
         uri: str | None = None,
         began: float | None = None,
         with_parent: bool = True,
+        parent: str | None = None,
     ) -> None:
-        """`uri`, `began`: where to write, and when the study run began; default is the usual place, and now."""
+        """`uri`, `began`: where to write, and when the study run began; default is the usual place, and now.
+
+        `parent`: the run that stage runs are nested under where this session opens none (`with_parent`).
+        """
         self._with_parent = with_parent
         self.root, self.study, self.run_name, self.tags = root, study, run_name, tags
         self.uri, self.began = uri or tracking_uri(root), began
         self.wanted = False
         """Whether a stage had to run, so that this study run is worth a parent run."""
         self._client: Any = None
-        self._parent = ""
+        self._parent = parent or ""
         self._specs: dict[str, StageSpec] = {}
         self._runs: dict[str, str] = {}
         self._held: dict[str, list[Event]] = {}
@@ -192,6 +219,11 @@ class Session:
             self._parent = parent.info.run_id
         self._client = client
         return client
+
+    def open_parent(self) -> str:
+        """Id of the study run's own run."""
+        self._connect()
+        return self._parent
 
     def open_stage(self, spec: StageSpec, began: float | None = None) -> None:
         """Find the run of this stage key, or make one that began at a Unix time (default: now)."""
@@ -304,6 +336,12 @@ class Session:
     def fail_stage(self, key: str, status: str) -> None:
         if key in self._runs:
             self._client.set_terminated(self._runs[key], status)
+
+    def abandon_stage(self, key: str, status: str) -> None:
+        """End the runs of a stage key that are still open, whoever opened them."""
+        where = f"tags.`{STAGE_KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'"
+        for left in self._connect().search_runs([self._experiment], where):
+            self._client.set_terminated(left.info.run_id, status)
 
     def close_killed(self, run: PastRun) -> None:
         """End the parent run and the stage runs that a dead process left running, as KILLED if nobody knows better."""

@@ -2,7 +2,7 @@
 
 import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,13 @@ from alignment_core.stage import StageOutcome
 from alignment_core.stage_config import AcceptedStage
 from alignment_core.store import Store
 from alignment_core.store_access import open_store
+from tasks.dispatch import Dispatcher
+from tasks.pools import GPU_POOLS, Executor, own_pool
 from tasks.progress import Listener, LogListener
 from tasks.rebuild import settle
-from tasks.recovery import crash_flow_run
-from tasks.roots import require_writable
+from tasks.recovery import crash_flow_run, send_unsent
+from tasks.roots import require_writable, root_folder
+from tasks.side_by_side import run_side_by_side
 from tasks.tracking import Tracker, TrackingError, run_tags
 
 logger = logging.getLogger("alignflow")
@@ -45,10 +48,26 @@ class Workspace:
     """Which artifacts this study run stands on, while it is under way."""
     planner: Planner | None = None
     """Answers for every stage in a workspace that only plans; None in one that computes."""
+    study: str = ""
+    model: str = ""
+    """The model the study starts from, for people."""
+    dispatcher: Dispatcher | None = None
+    """Asks workers for the stages that need torch; None where all run in this process."""
+    asked_with: dict[str, str] = field(default_factory=dict)
+    """The annotations of the study that asked a worker for a stage."""
 
     def annotations(self) -> dict[str, str]:
         """What an artifact's manifest says of the study run that computed it."""
-        return {"run": self.journal.began.run, "study": self.journal.began.study} if self.journal is not None else {}
+        if self.journal is None:
+            return self.asked_with
+        return {"run": self.journal.began.run, "study": self.journal.began.study}
+
+    def side_by_side(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Make calls that do not need each other: at the same time where workers compute, else one after another."""
+        if self.dispatcher is not None:
+            return run_side_by_side(calls, self.dispatcher.stopping)
+        for call in calls:
+            call()
 
     def reached(self, label: str, stage: str, key: str, how: Literal["asked", "cached", "ran", "resumed"]) -> None:
         """Note in the journal that this study run stands on an artifact."""
@@ -67,14 +86,21 @@ def watch_with(listener: Listener) -> None:
 
 @contextmanager
 def open_workspace(
-    root: str | None, study: str, run_name: str, request: dict[str, Any] | None = None
+    root: str | None,
+    study: str,
+    run_name: str,
+    request: dict[str, Any] | None = None,
+    executor: Executor = "local",
+    model: str = "",
 ) -> Iterator[Workspace]:
-    """The workspace under `root` (default: the current folder); its MLflow run ends with the block.
+    """The workspace under `root` (default: `root_folder`); its MLflow run ends with the block.
 
     What a kill left open there is closed first. request: flow, preset and overrides, for the journal.
-    Raises ValueError with the remedy if the root cannot be written.
+    executor: whether workers compute the stages that need torch; not if this flow run has a GPU of its own.
+    Raises ValueError with the remedy if the root cannot be written, or no server is set where workers are asked.
     """
-    folder = Path(root or ".").resolve()
+    folder = root_folder(root)
+    dispatcher = Dispatcher() if executor == "work-pool" and own_pool() not in GPU_POOLS else None
     require_writable(folder)
     store = open_store(folder)
     settle(folder, store, logger.warning)
@@ -82,7 +108,9 @@ def open_workspace(
     tags = {"alignflow.git_sha": git_sha()}
     journal = begin_run(store.root, study, run_name, request, tags, flow_run)
     tracker = Tracker(folder, study, run_name, run_tags(journal.began))
-    workspace = Workspace(folder, store, tracker, _listener, journal=journal)
+    workspace = Workspace(
+        folder, store, tracker, _listener, journal=journal, study=study, model=model, dispatcher=dispatcher
+    )
     shown = False
     try:
         _close_dead(dead, tracker, flow_run)
@@ -102,6 +130,30 @@ def open_workspace(
     finally:
         workspace.journal = None
         journal.release(shown)
+
+
+@contextmanager
+def open_stage_workspace(
+    root: str | None, study: str, parent_run: str, annotations: dict[str, str], listener: Listener
+) -> Iterator[Workspace]:
+    """The workspace of one stage that a study elsewhere asked for; its MLflow run is nested under `parent_run`.
+
+    There is no journal: the study run is journaled where it runs. If MLflow is away, the rest of the record is sent by
+    the next stage of the study that runs under this root.
+    """
+    folder = root_folder(root)
+    require_writable(folder)
+    store = open_store(folder)
+    settle(folder, store, logger.warning)
+    tracker = Tracker(folder, study, "", {}, parent_run=parent_run)
+    send_unsent(folder, store, tracker, study)
+    try:
+        yield Workspace(folder, store, tracker, listener, study=study, asked_with=annotations)
+    finally:
+        try:
+            tracker.close()
+        except TrackingError as outage:
+            logger.warning("%s", outage)
 
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -128,7 +180,7 @@ def planning_workspace(root: str | None) -> Workspace:
 
     But what the plan has to read and only a shared store has is downloaded: data, no weights.
     """
-    folder = Path(root or ".").resolve()
+    folder = root_folder(root)
     store = open_store(folder, remembers=False)
     return Workspace(folder, store, Tracker(folder, "plan", "plan", {}), _listener, planner=Planner(store))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.pools import GPU_STAGES
+
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "alignment_core": {"prefect", "mlflow", "tasks", "flows"},
@@ -15,6 +17,7 @@ FORBIDDEN = {
 }
 LIGHT = ["config", "records", "store", "stage", "fingerprint", "seeding", "runs"]
 """Rooms the parent of a study imports: no torch behind any of them."""
+STAGES = [path for path in (ROOT / "alignment_core" / "stages").glob("[!_]*.py") if path.stem != "artifacts"]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -73,6 +76,7 @@ def test_the_core_does_nothing_that_a_fingerprint_cannot_see() -> None:
 
 def test_the_parent_of_a_study_imports_no_torch() -> None:
     modules = [f"alignment_core.{name}" for name in LIGHT] + ["flows.study", "flows.settings", "flows.cli"]
+    modules += [f"alignment_core.stages.{path.stem}" for path in STAGES if path.stem not in GPU_STAGES]
     code = (
         f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
         "print([name for name in ('torch', 'transformers', 'mlflow', 'datasets') if name in sys.modules])"

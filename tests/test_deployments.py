@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tasks.pools import GPU_POOLS
+
 ROOT = Path(__file__).parents[1]
 KEYS = {"name", "entrypoint", "description", "tags", "work_pool", "parameters"}
 ENTRIES: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -27,17 +29,28 @@ def test_entry_is_a_real_flow_with_valid_parameters(entry: dict[str, Any], monke
     assert set(entry["work_pool"]) == {"name", "job_variables"}
     flow: Any = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
     assert flow.name == Path(entry["entrypoint"].split(":")[0]).stem.replace("_", "-")
+    if flow.name == "stage":
+        assert entry["name"] == entry["work_pool"]["name"]
+        return
     parameters = flow.validate_parameters(entry["parameters"])
     assert load_config(parameters["preset"]).name == entry["name"]
+    form = flow.parameters.properties
+    assert all(form[name].get("description") for name in form), form
 
 
-def test_every_flow_is_deployed_at_every_scale() -> None:
+def test_every_flow_is_deployed_at_every_scale_and_stages_in_every_gpu_pool() -> None:
     flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text(encoding="utf-8")}
     presets = {path.stem for path in (ROOT / "flows" / "presets").glob("*.yaml")}
-    assert {named(entry) for entry in ENTRIES} == {f"{flow}/{preset}" for flow in flows for preset in presets}
+    scaled = {f"{flow}/{preset}" for flow in flows - {"stage"} for preset in presets}
+    assert {named(entry) for entry in ENTRIES} == scaled | {f"stage/{pool}" for pool in GPU_POOLS}
 
 
-def test_gpu_bound_work_goes_to_the_gpu_pool() -> None:
+def test_gpu_bound_work_goes_to_the_gpu_pool_and_what_spreads_to_the_one_without() -> None:
     for entry in ENTRIES:
-        gpu = entry["name"].endswith("1.5b") and not entry["entrypoint"].startswith("flows/prepare")
-        assert entry["work_pool"]["name"] == ("h100" if gpu else "cpu"), named(entry)
+        flow = named(entry).partition("/")[0]
+        if flow == "stage":
+            continue
+        large, spreads = entry["name"].endswith("1.5b"), flow in {"study", "analyze", "report"}
+        whole = large and not spreads and flow != "prepare"
+        assert entry["work_pool"]["name"] == ("h100" if whole else "cpu"), named(entry)
+        assert entry["parameters"].get("executor", "local") == ("work-pool" if large and spreads else "local")

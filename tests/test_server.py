@@ -33,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PYTHONPATH": str(ROOT),  # what an installed alignflow needs not: the worker finds its checkout by import
         "OMP_NUM_THREADS": "1",  # two threads on busy cores run several times slower than one
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }

@@ -28,9 +28,9 @@ SETTINGS = (
     "data.arithmetic.max_total=7",
     "data.arithmetic.step_shares=[1.0]",
     "data.arithmetic.train=128",
-    "sweep.sizes=[full]",
-    "sweep.variants=[filtered]",
-    "grpo.starts=[sft]",  # from base so small a model earns no reward, and nothing would move
+    # GRPO not from base: so small a model earns no reward there, and nothing would move.
+    "experiments=[{name: sft, method: sft}, {name: ei/base, method: expert_iteration}, "
+    "{name: grpo/sft, method: grpo, start: sft}]",
     "grpo.min_tokens=0",  # vllm's log-probs are of what may be drawn: those of a banned EOS would be no gap of a sync
 )
 STARTED, SHARED = "an engine started for it", "the engine of an earlier stage or round"

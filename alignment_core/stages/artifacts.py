@@ -9,16 +9,8 @@ from alignment_core.batching import TokenSequence
 from alignment_core.config import Split
 from alignment_core.models import save_model
 from alignment_core.processes import process_rank
-from alignment_core.records import Problem, Record, read_jsonl
+from alignment_core.records import Problem, TokenExample, read_jsonl
 from alignment_core.sampling import encode_trace
-
-
-class TokenExample(Record):
-    """A sampled response kept for training, by ids: text is never tokenized again."""
-
-    problem_id: str
-    prompt_ids: list[int]
-    response_ids: list[int]
 
 
 def model_location(artifact: Path) -> tuple[str, str | None]:

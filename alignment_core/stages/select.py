@@ -4,11 +4,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_core.records import Completion, GradedResponse, Problem, ScoredCompletion, read_jsonl, write_jsonl
+from alignment_core.records import (
+    Completion,
+    GradedResponse,
+    Problem,
+    ScoredCompletion,
+    TokenExample,
+    read_jsonl,
+    write_jsonl,
+)
 from alignment_core.runs import RunContext
 from alignment_core.selection import select_correct, selection_report
 from alignment_core.stage_config import SelectStage
-from alignment_core.stages.artifacts import TokenExample
 
 CONFIG = SelectStage
 

@@ -1,0 +1,21 @@
+"""What goes wrong for a user of the command line: one paragraph on stderr, and an exit code."""
+
+from typing import Any
+
+import typer
+
+
+def run_for_user(action: Any, interrupted: str = "the same command goes on where this one stopped") -> Any:
+    """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C and SIGTERM are one line."""
+    from alignment_core.interruption import exit_code_of
+
+    try:
+        return action()
+    except BaseException as error:
+        if code := exit_code_of(error):
+            typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
+            raise typer.Exit(code) from error
+        if isinstance(error, ValueError | OSError):
+            typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)
+            raise typer.Exit(1) from error
+        raise
