@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from pydantic import ValidationError
 
 from alignment_core.journal import PastRun, past_runs
 from alignment_core.records import Record
-from alignment_core.store import MANIFEST, RECORD, Manifest, Store, file_sha256, manifest_flaw
+from alignment_core.store import MANIFEST, RECORD, Manifest, Store, file_sha256, is_linked, manifest_flaw
 
 
 class Finding(Record):
@@ -72,7 +73,8 @@ def _findings(folder: Path, again: str) -> Iterator[Finding]:
         yield finding(MANIFEST, f"edited: {flaw}")
         return
     for name, entry in manifest.files.items():
-        problem = _compare(folder / name, entry.size, entry.sha256)
+        linked = is_linked(folder, name)
+        problem = "a symbolic link" if linked else _compare(folder / name, entry.size, entry.sha256)
         if problem:
             yield finding(name, problem)
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -84,9 +86,11 @@ def _findings(folder: Path, again: str) -> Iterator[Finding]:
 def _compare(path: Path, size: int, sha256: str) -> str:
     """What is wrong with a file, in words; empty if nothing."""
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{found} bytes, not {size}"
+        found = path.stat()
+        if not S_ISREG(found.st_mode):
+            return "no plain file"
+        if found.st_size != size:
+            return f"{found.st_size} bytes, not {size}"
         if file_sha256(path) == sha256:
             return ""
         with suppress(OSError):

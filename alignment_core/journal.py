@@ -23,6 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from alignment_core.locks import open_store_lock, try_lock
 from alignment_core.records import Record
+from alignment_core.redaction import redact_all
 
 FOLDER = ".journal"
 OPEN = ".open.jsonl"
@@ -39,6 +40,8 @@ class Began(Record):
     """For people, e.g. `study tiny seed0`."""
     request: dict[str, Any] = Field(default_factory=dict)
     """Flow, preset and overrides: what to ask for again."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Every setting of the study; empty in journals of older versions."""
     tags: dict[str, str] = Field(default_factory=dict)
     flow_run: str = ""
     """Id of the orchestrator's flow run, if there is one."""
@@ -156,13 +159,15 @@ def begin_run(
     request: dict[str, Any] | None = None,
     tags: dict[str, str] | None = None,
     flow_run: str = "",
+    settings: dict[str, Any] | None = None,
 ) -> RunJournal:
     """Open the journal of a new study run; waits while artifacts are being removed."""
     began = Began(
         run=uuid.uuid4().hex,
         study=study,
         name=name,
-        request=request or {},
+        request=redact_all(request or {}),
+        settings=redact_all(settings or {}),
         tags=tags or {},
         flow_run=flow_run,
         time=time.time(),

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from alignment_core.durable import sync_file, sync_folder
+from alignment_core.redaction import redact
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         """Connects lazily, but for a POSIX folder, which is made if it is absent."""
-        self.url = without_credentials(url)
+        self.url = redact(url)
         self._fs, self._base = _connect(url)
         self._is_posix = "file" in _protocols(self._fs)
         self._can_create = False
@@ -265,12 +265,6 @@ def patiently(action: Callable[[], T], patience: float, on_trouble: Callable[[st
             pause = min(pause * 2, LONGEST_PAUSE)
 
 
-def without_credentials(url: str) -> str:
-    """The URL without a user name and password in it, for messages."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
-
-
 def _connect(url: str) -> tuple[Any, str]:
     """File system and path; StoreRefused with the remedy if the protocol is unknown or its package is missing."""
     from fsspec.core import url_to_fs
@@ -280,12 +274,10 @@ def _connect(url: str) -> tuple[Any, str]:
         fs, path = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         remedy = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else _brief(error)
-        raise StoreRefused(
-            f"ALIGNFLOW_STORE={without_credentials(url)} needs a package that is not installed: {remedy}"
-        ) from error
+        raise StoreRefused(f"ALIGNFLOW_STORE={redact(url)} needs a package that is not installed: {remedy}") from error
     except ValueError as error:
         raise StoreRefused(
-            f"ALIGNFLOW_STORE={without_credentials(url)} is no place that fsspec knows ({_brief(error)}): give a "
+            f"ALIGNFLOW_STORE={redact(url)} is no place that fsspec knows ({_brief(error)}): give a "
             "folder, or a URL such as s3://bucket/folder"
         ) from error
     return fs, str(path).rstrip("/")

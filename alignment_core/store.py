@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -322,23 +323,41 @@ def manifest_flaw(manifest: Manifest, stage: str, key: str) -> str:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             return f"it lists {name!r}, which lies outside the artifact"
+        if name != path.as_posix() or name in {".", MANIFEST} or "\0" in name:
+            return f"it lists {name!r}, which is no name of a file of an artifact"
+    for ref in manifest.parents.values():
+        if not (_is_plain_name(ref.stage) and _is_plain_name(ref.key)):
+            return f"its parent {ref.stage}/{ref.key} lies outside the store"
     if content_digest(manifest.files) != manifest.digest:
         return "its digest is not that of the files it lists"
     return ""
 
 
+def _is_plain_name(name: str) -> bool:
+    """Whether a name is that of one folder in the store, and leads nowhere else."""
+    return name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+
+
+def is_linked(folder: Path, name: str) -> bool:
+    """Whether a file of an artifact, or a folder on the way to it within the artifact, is a symbolic link."""
+    path = PurePosixPath(name)
+    return any((folder / part).is_symlink() for part in (path, *path.parents[:-1]))
+
+
 def find_damage(folder: Path, files: dict[str, FileEntry], verified: VerifiedFiles) -> str:
     """What is wrong with the files of an artifact, in words; empty if nothing.
 
-    Sizes are compared always, contents where the modification time is neither that of the publication nor one at
-    which the file was found equal before.
+    Files are plain ones: a link may lead outside the artifact. Sizes are compared always, contents where the
+    modification time is neither that of the publication nor one at which the file was found equal before.
     """
     for name, entry in files.items():
         path = folder / name
         try:
             stat = path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return f"its file {name} is missing"
+        if not S_ISREG(stat.st_mode) or is_linked(folder, name):
+            return f"its file {name} is no plain file, or lies behind a symbolic link"
         if stat.st_size != entry.size:
             return f"its file {name} has {stat.st_size} bytes, not {entry.size}"
         if stat.st_mtime_ns != entry.mtime_ns and not verified.knows(name, entry.sha256, stat):

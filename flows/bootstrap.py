@@ -2,7 +2,7 @@
 
     python3 -m flows.bootstrap run tiny       an alignflow command, here `alignflow run tiny`
     python3 -m flows.bootstrap test -x        the tests, slow ones left out; further arguments go to pytest
-    python3 -m flows.bootstrap install gpu    set up only, with extras of pyproject.toml (bench, gpu, s3)
+    python3 -m flows.bootstrap install gpu    set up only, with extras (auth, bench, gpu, postgres, s3; pyproject.toml)
 
 Needs Python 3.11 or 3.12 with pip, and a package index that pip can reach. The first start installs; later
 ones see from a stamp in `.venv` that nothing has changed.
@@ -26,7 +26,7 @@ Stamp = Dict[str, object]
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 12), (3, 11))
-EXTRAS = {"bench", "dev", "gpu", "s3"}
+EXTRAS = {"auth", "bench", "dev", "gpu", "postgres", "s3"}
 STAMP_NAME = "alignflow-stamp.json"
 DEFAULT_TESTS = ["-m", "not slow"]
 

@@ -55,6 +55,8 @@ def main() -> None:
     """Entry point: errors of the user's making are one paragraph on stderr and exit code 1."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ and (known := os.environ.get("PREFECT_SERVER_API_AUTH_STRING")):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", known)  # the embedded server will ask for it
     app()
 
 

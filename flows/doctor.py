@@ -11,6 +11,7 @@ from pathlib import Path
 
 from alignment_core.operation import STAGE_PYTHON
 from alignment_core.package_versions import versions_in
+from alignment_core.redaction import redact
 from tasks.tracking import tracking_uri
 
 GPU_EXTRA = "`python3 -m flows.bootstrap install gpu` installs it"
@@ -24,8 +25,8 @@ def examine(root: Path) -> Iterator[tuple[str, str]]:
     yield "vllm", vllm_line()
     yield "cores", str(os.cpu_count())
     yield "disk", disk_line(root)
-    yield "prefect server", os.environ.get("PREFECT_API_URL") or "embedded (PREFECT_API_URL is not set)"
-    yield "tracking", tracking_uri(root)
+    yield "prefect server", redact(os.environ.get("PREFECT_API_URL", "")) or "embedded (PREFECT_API_URL is not set)"
+    yield "tracking", redact(tracking_uri(root))
     from alignment_core.hardware import devices
 
     yield from devices()

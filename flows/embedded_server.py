@@ -27,10 +27,18 @@ class EmbeddedServer(SubprocessASGIServer):
         settings = get_current_settings().to_environment_variables(exclude_unset=True)
         return subprocess.Popen(
             [sys.executable, "-P", __file__, str(self.port)],  # -P: the modules beside this file are not top-level ones
-            env={**os.environ, **ENVIRONMENT, **settings},
+            env={**os.environ, **ENVIRONMENT, **settings, **protection()},
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
+
+
+def protection() -> dict[str, str]:
+    """What the server asks of its callers, and what our own calls give: one and the same, where either is set."""
+    settings = get_current_settings()
+    secret = settings.server.api.auth_string or settings.api.auth_string
+    known = secret.get_secret_value() if secret is not None else ""
+    return {"PREFECT_SERVER_API_AUTH_STRING": known, "PREFECT_API_AUTH_STRING": known} if known else {}
 
 
 def start_embedded_server() -> None:

@@ -12,14 +12,14 @@ from prefect import flow
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import Comparison
 from flows import steps
-from flows.runner import flow_run, summarize
+from flows.runner import flow_run, name_flow_run, summarize
 from tasks.data import prepare_problems
 from tasks.evaluation import evaluate
 from tasks.pools import Executor
 from tasks.workspace import Workspace
 
 
-@flow(name="evaluation", flow_run_name="{preset}")
+@flow(name="evaluation", flow_run_name=name_flow_run)
 def evaluation(
     preset: str = "tiny",
     overrides: dict[str, Any] | None = None,

@@ -7,12 +7,12 @@ from typing import Any
 
 from prefect import flow
 
-from flows.runner import flow_run, summarize
+from flows.runner import flow_run, name_flow_run, summarize
 from tasks.data import count_traces, filter_traces, prepare_problems
 from tasks.pools import Executor
 
 
-@flow(name="prepare", flow_run_name="{preset}")
+@flow(name="prepare", flow_run_name=name_flow_run)
 def prepare(
     preset: str = "tiny",
     overrides: dict[str, Any] | None = None,

@@ -5,11 +5,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from prefect import runtime
+
 from alignment_core.records import ArtifactRef
 from alignment_core.study_config import StudyConfig
 from flows.settings import load_config
 from tasks.evaluation import Evaluated, read_summary
 from tasks.pools import Executor
+from tasks.prefect_view import show_evaluations
 from tasks.workspace import Workspace, open_workspace
 
 PLANNING: ContextVar[Workspace | None] = ContextVar("planning", default=None)
@@ -27,9 +30,27 @@ def flow_run(
         yield planned, config
         return
     request = {"flow": flow, "preset": preset, "overrides": overrides or {}}
-    name = f"{flow} {config.name} seed{config.seed}"
-    with open_workspace(root, config.name, name, request, executor, config.model.source) as workspace:
+    name, settings = f"{flow} {config.name} seed{config.seed}", config.model_dump(mode="json")
+    with open_workspace(root, config.name, name, request, settings, executor, model_name(config)) as workspace:
         yield workspace, config
+
+
+def model_name(config: StudyConfig) -> str:
+    """Last part of a hub id or of a folder's path."""
+    return config.model.source.rstrip("/").rpartition("/")[2] or config.model.source
+
+
+def name_flow_run() -> str:
+    """Name of the current flow run: method, study, model, seeds. For settings that will be refused: the preset."""
+    parameters = runtime.flow_run.parameters
+    preset = str(parameters.get("preset"))
+    try:
+        config = load_config(preset, parameters.get("overrides"))
+    except ValueError:
+        return preset
+    model = f"artifact {parameters['artifact']}" if parameters.get("artifact") else model_name(config)
+    seeds = ", ".join(map(str, config.seeds))
+    return f"{runtime.flow_run.flow_name} {config.name}: {model}, seed {seeds}"
 
 
 def summarize(workspace: Workspace, evaluations: list[Evaluated], report: ArtifactRef | None = None) -> dict[str, Any]:
@@ -43,6 +64,7 @@ def summarize(workspace: Workspace, evaluations: list[Evaluated], report: Artifa
         seconds = sum(store.manifest(ref.stage, ref.key).producer.seconds for ref in item.training)
         row = summary.model_dump(include=set(SUMMARY_FIELDS))
         rows.append({"method": item.comparison.name, **row, "training_seconds": seconds, "grade": item.grade.key})
+    show_evaluations(workspace.annotations().get("study", ""), rows)
     return {
         "rows": rows,
         "stages": {label: outcome.how for label, outcome in workspace.outcomes.items()},

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from alignment_core.experiments import assign, check_experiments
 from alignment_core.prompts import read_template
+from alignment_core.redaction import secret_in
 from alignment_core.study_config import StudyConfig
 from flows.presets import parse_yaml, read_preset
 
@@ -61,6 +62,11 @@ def load_config(preset: str, overrides: dict[str, Any] | None = None, flow: str 
     settings = read_preset(preset)
     for key, value in (overrides or {}).items():
         assign(settings, full_name(key, flow), value)
+    if place := secret_in(settings):
+        raise ValueError(
+            f"preset {preset!r}: {place} holds a password or another secret, and settings are written to manifests, "
+            "logs and MLflow: take it out, and give credentials in the environment (docs/operations.md)"
+        )
     try:
         config = StudyConfig.model_validate(settings)
         check_experiments(config)

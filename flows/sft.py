@@ -8,11 +8,11 @@ from typing import Any
 from prefect import flow
 
 from flows import steps
-from flows.runner import flow_run, summarize
+from flows.runner import flow_run, name_flow_run, summarize
 from tasks.pools import Executor
 
 
-@flow(name="sft", flow_run_name="{preset}")
+@flow(name="sft", flow_run_name=name_flow_run)
 def sft(
     preset: str = "tiny",
     overrides: dict[str, Any] | None = None,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignment_core.audit import verify
+from alignment_core.redaction import redact
 from alignment_core.retention import collect
 from alignment_core.shared_store import SharedStore
 from alignment_core.shared_upkeep import sweep, verify_shared
@@ -61,4 +62,4 @@ def rebuild_mlflow(root: Path) -> Iterator[str]:
     from tasks.tracking import tracking_uri
 
     existing_store(root)
-    yield f"{rebuild(root)} in {tracking_uri(root)}; restart an MLflow server that was running"
+    yield f"{rebuild(root)} in {redact(tracking_uri(root))}; restart an MLflow server that was running"

@@ -16,6 +16,8 @@ def run_for_user(action: Any, interrupted: str = "the same command goes on where
             typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
             raise typer.Exit(code) from error
         if isinstance(error, ValueError | OSError):
-            typer.echo("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])]), err=True)
+            from alignment_core.redaction import redact
+
+            typer.echo(redact("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])])), err=True)
             raise typer.Exit(1) from error
         raise

@@ -4,6 +4,7 @@ import logging
 from typing import Protocol
 
 from alignment_core.events import Event
+from alignment_core.redaction import redact
 from alignment_core.stage import StageOutcome
 
 logger = logging.getLogger("alignflow")
@@ -54,7 +55,7 @@ class LogListener:
 
     def failed(self, label: str, error: BaseException) -> None:
         """One line; the traceback follows from whoever handles the error."""
-        logger.error("%s: failed: %s", label, error)
+        logger.error("%s: failed: %s", label, redact(str(error)))
 
 
 HEADLINE = ("eval/accuracy", "train/reward", "train/loss", "time/tokens_per_second", "grade/accuracy")

@@ -20,7 +20,8 @@ from alignment_core.journal import PastRun, past_runs, undisturbed
 from alignment_core.stage import spec_of
 from alignment_core.store import Manifest, Store
 from alignment_core.store_access import open_store
-from tasks.tracking import KIND_TAG, Session, connect, run_tags, tracking_uri
+from tasks.session import Session
+from tasks.tracking import KIND_TAG, connect, run_tags, tracking_uri
 
 SETTLED = ".root"
 """File of the store that says where the root lay when MLflow was last right about it."""
@@ -128,6 +129,21 @@ def _own_runs(client: Any, studies: set[str] | None) -> list[Any]:
 def _remove_own_runs(client: Any, studies: set[str]) -> None:
     for run in _own_runs(client, studies):
         client.delete_run(run.info.run_id)
+    experiments = [one.experiment_id for one in client.search_experiments() if one.name in studies]
+    for model in _models(client, experiments):
+        client.delete_logged_model(model.model_id)
+
+
+def _models(client: Any, experiments: list[str]) -> list[Any]:
+    """The LoggedModels of ours in these experiments."""
+    found, token = [], None
+    while experiments:
+        page = client.search_logged_models(experiments, page_token=token)
+        found += [model for model in page if KIND_TAG in model.tags]
+        token = page.token
+        if not token:
+            break
+    return found
 
 
 def _write(root: Path, store: Store, uri: str, say: Callable[[str], None]) -> Rebuilt:
@@ -141,7 +157,7 @@ def _write(root: Path, store: Store, uri: str, say: Callable[[str], None]) -> Re
     orphans = [manifests[key] for key in made[""]]
     if orphans:
         say(f"{len(orphans)} stages that no study run tells of, under {UNKNOWN_STUDY!r}")
-        session = Session(root, UNKNOWN_STUDY, "", {}, uri, with_parent=False)
+        session = Session(root, UNKNOWN_STUDY, "", {}, uri=uri, parent="")
         _write_stages(store, session, orphans)
         studies.add(UNKNOWN_STUDY)
     return Rebuilt(len(studies), len(runs), len(manifests))
@@ -174,7 +190,7 @@ def _write_run(root: Path, store: Store, uri: str, run: PastRun, manifests: list
     if not computed and run.ended is not None and run.ended.status == "FINISHED":
         return
     began, ended = run.began, run.ended
-    session = Session(root, began.study, began.name, run_tags(began), uri, began.time)
+    session = Session(root, began.study, began.name, run_tags(began), began.settings, uri, began.time)
     _write_stages(store, session, manifests)
     outcomes = {line.label: (line.how, line.key) for line in run.reached}
     files = [path for name in (ended.files if ended else []) if (path := store.root / name).exists()]
@@ -191,7 +207,7 @@ def _write_stages(store: Store, session: Session, manifests: list[Manifest]) -> 
     for manifest in manifests:
         spec = spec_of(manifest)
         began = manifest.producer.started
-        session.open_stage(spec, began)
+        session.open_stage(spec, manifest.producer.annotations, began)
         artifact = store.record(manifest.ref())
         session.close_stage(spec.key, manifest.ref(), artifact, began + manifest.producer.seconds)
 

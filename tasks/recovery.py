@@ -11,7 +11,7 @@ from prefect.states import Crashed
 from alignment_core.stage import spec_of
 from alignment_core.store import Store
 from tasks.mlflow_format import pending_marker
-from tasks.tracking import Tracker
+from tasks.tracker import Tracker
 
 
 def send_unsent(root: Path, store: Store, tracker: Tracker, study: str) -> None:
@@ -20,8 +20,8 @@ def send_unsent(root: Path, store: Store, tracker: Tracker, study: str) -> None:
         for manifest in store.manifests_of(marker.name):
             if manifest.producer.annotations.get("study") == study:
                 spec, ref = spec_of(manifest), manifest.ref()
-                tracker.stage_started(spec)
-                tracker.stage_finished(spec, ref, store.path(ref))
+                tracker.stage_started(spec, manifest.producer.annotations)
+                tracker.stage_finished(spec, ref, store.record(ref))
 
 
 def crash_flow_run(flow_run: str, message: str) -> bool:

@@ -20,7 +20,8 @@ from alignment_core.config_base import Config
 from alignment_core.events import Event
 from alignment_core.interruption import exit_code_of
 from alignment_core.operation import stage_python
-from alignment_core.records import ArtifactRef
+from alignment_core.records import ArtifactRef, EvalReport
+from alignment_core.redaction import redact
 from alignment_core.shared_store import SharedStore
 from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
@@ -28,7 +29,9 @@ from alignment_core.stage_server import run_elsewhere
 from alignment_core.store import Store
 from tasks.dispatch import RemoteStageError
 from tasks.pools import pool_of
+from tasks.prefect_view import prefect_url, show_evaluation, shown_progress
 from tasks.stage_request import StageRequest
+from tasks.system_metrics import measured
 from tasks.workspace import Workspace, git_sha
 
 logger = logging.getLogger("alignflow")
@@ -54,9 +57,10 @@ def run_cached(
         reason = found.reason or explain_miss(workspace.store, spec.components, label)
     else:
         reason = "its record had not reached MLflow" if unsent else found.reason or "same key"
+    shown = f"{label} ({workspace.model})" if workspace.model else label
     configured = stage_task.with_options(
         name=stage,
-        task_run_name=label.replace("{", "(").replace("}", ")"),
+        task_run_name=shown.replace("{", "(").replace("}", ")"),
         cache_key_fn=lambda _context, _parameters: f"{stage}/{spec.key}",
         refresh_cache=found.ref is None or unsent,
         result_storage=workspace.store.root / ".prefect",
@@ -134,24 +138,31 @@ def ask_worker(workspace: Workspace, spec: StageSpec, reason: str) -> StageOutco
 def compute_here(workspace: Workspace, spec: StageSpec, reason: str) -> StageOutcome:
     """Compute one stage in this process, with its record forwarded to MLflow and to whoever watches."""
     workspace.listener.started(spec.label, spec.stage, reason)
-    workspace.tracker.stage_started(spec)
-
-    def on_event(event: Event) -> None:
-        workspace.listener.event(spec.label, event)
-        workspace.tracker.stage_event(spec, event)
-
+    page = prefect_url()
+    notes = workspace.annotations() | ({"prefect_url": page} if page else {})
+    workspace.tracker.stage_started(spec, notes)
     try:
-        python = stage_python(spec.config)
-        run = run_stage if python is None else partial(run_elsewhere, python)
-        outcome = run(workspace.store, spec, on_event, workspace.annotations(), reason)
+        with shown_progress(spec) as show, measured(workspace.tracker, spec):
+
+            def on_event(event: Event) -> None:
+                workspace.listener.event(spec.label, event)
+                workspace.tracker.stage_event(spec, event)
+                show(event)
+
+            python = stage_python(spec.config)
+            run = run_stage if python is None else partial(run_elsewhere, python)
+            outcome = run(workspace.store, spec, on_event, notes, reason)
     except BaseException as error:
         log = workspace.store.root / ".work" / f"{spec.stage}-{spec.key}.error.txt"
         with suppress(OSError):  # a full disk is told of by the error itself
             log.parent.mkdir(exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
+            log.write_text(redact(traceback.format_exc()), encoding="utf-8")
         error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]}); traceback: {log}")
         workspace.listener.failed(spec.label, error)
         workspace.tracker.stage_failed(spec, stopped=exit_code_of(error) is not None)
         raise
     workspace.tracker.stage_finished(spec, outcome.ref, workspace.store.record(outcome.ref))
+    if spec.stage == "grade":
+        summary = (workspace.store.record(outcome.ref) / "summary.json").read_bytes()
+        show_evaluation(spec.label, EvalReport.model_validate_json(summary))
     return outcome

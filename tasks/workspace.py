@@ -19,14 +19,19 @@ from alignment_core.store import Store
 from alignment_core.store_access import open_store
 from tasks.dispatch import Dispatcher
 from tasks.pools import GPU_POOLS, Executor, own_pool
+from tasks.prefect_view import link_to_mlflow, prefect_url
 from tasks.progress import Listener, LogListener
 from tasks.rebuild import settle
 from tasks.recovery import crash_flow_run, send_unsent
 from tasks.roots import require_writable, root_folder
 from tasks.side_by_side import run_side_by_side
-from tasks.tracking import Tracker, TrackingError, run_tags
+from tasks.tracker import Tracker, TrackingError
+from tasks.tracking import run_tags
 
 logger = logging.getLogger("alignflow")
+
+HURRY = 5.0
+"""Seconds that a study which a signal stops waits for an MLflow that does not answer."""
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Workspace:
     """Answers for every stage in a workspace that only plans; None in one that computes."""
     study: str = ""
     model: str = ""
-    """The model the study starts from, for people."""
+    """Short name of the model that the study is about, for the names of its runs."""
     dispatcher: Dispatcher | None = None
     """Asks workers for the stages that need torch; None where all run in this process."""
     asked_with: dict[str, str] = field(default_factory=dict)
@@ -60,7 +65,9 @@ class Workspace:
         """What an artifact's manifest says of the study run that computed it."""
         if self.journal is None:
             return self.asked_with
-        return {"run": self.journal.began.run, "study": self.journal.began.study}
+        began = self.journal.began
+        sha = began.tags.get("alignflow.git_sha")
+        return {"run": began.run, "study": began.study, **({"git_sha": sha} if sha else {})}
 
     def side_by_side(self, calls: Sequence[Callable[[], object]]) -> None:
         """Make calls that do not need each other: at the same time where workers compute, else one after another."""
@@ -90,13 +97,15 @@ def open_workspace(
     study: str,
     run_name: str,
     request: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
     executor: Executor = "local",
     model: str = "",
 ) -> Iterator[Workspace]:
     """The workspace under `root` (default: `root_folder`); its MLflow run ends with the block.
 
-    What a kill left open there is closed first. request: flow, preset and overrides, for the journal.
-    executor: whether workers compute the stages that need torch; not if this flow run has a GPU of its own.
+    What a kill left open there is closed first. request: flow, preset and overrides, for the journal; settings: all
+    of the study's, for the journal and the tracker. executor: whether workers compute the stages that need torch; not
+    if this flow run has a GPU of its own.
     Raises ValueError with the remedy if the root cannot be written, or no server is set where workers are asked.
     """
     folder = root_folder(root)
@@ -105,9 +114,9 @@ def open_workspace(
     store = open_store(folder)
     settle(folder, store, logger.warning)
     dead, flow_run = dead_runs(store.root), runtime.flow_run.id or ""
-    tags = {"alignflow.git_sha": git_sha()}
-    journal = begin_run(store.root, study, run_name, request, tags, flow_run)
-    tracker = Tracker(folder, study, run_name, run_tags(journal.began))
+    tags = {"alignflow.git_sha": git_sha(), "alignflow.prefect_url": prefect_url()}
+    journal = begin_run(store.root, study, run_name, request, tags, flow_run, settings)
+    tracker = Tracker(folder, study, run_name, run_tags(journal.began), journal.began.settings, link_to_mlflow)
     workspace = Workspace(
         folder, store, tracker, _listener, journal=journal, study=study, model=model, dispatcher=dispatcher
     )
@@ -120,9 +129,10 @@ def open_workspace(
         shown = True
     except BaseException as error:
         if not shown and not journal.ended:
-            _end(workspace, journal, "FAILED" if exit_code_of(error) is None else "KILLED", [])
+            stopped = exit_code_of(error) is not None
+            _end(workspace, journal, "KILLED" if stopped else "FAILED", [])
             try:
-                tracker.close()
+                tracker.close(HURRY if stopped else None)
                 shown = True
             except TrackingError as outage:
                 error.add_note(str(outage))  # beside the reason why the study failed, not in its place

@@ -74,6 +74,38 @@ def test_the_core_does_nothing_that_a_fingerprint_cannot_see() -> None:
     assert not found
 
 
+PICKLING = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def unsafe_loads(path: Path) -> list[str]:
+    """Where a file would run code that a file of data holds: pickles, in whichever dress."""
+    found = [f"imports {name}" for name in imported_packages(path) & PICKLING]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if called.endswith("torch.load") and given.get("weights_only") != "True":
+            found.append(f"line {node.lineno}: torch.load without weights_only=True")
+        if given.get("allow_pickle", "False") != "False" or called.endswith(("read_pickle", "torch.save")):
+            found.append(f"line {node.lineno}: {called}")
+    return found
+
+
+def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
+    found = {
+        str(path): bad for floor in FORBIDDEN for path in (ROOT / floor).rglob("*.py") if (bad := unsafe_loads(path))
+    }
+    assert not found
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "import torch, pickle\ntorch.load(f)\ntorch.load(f, weights_only=False)\nnp.load(f, allow_pickle=True)\n"
+    )
+    assert len(unsafe_loads(bad)) == 4
+    bad.write_text("import torch\ntorch.load(f, weights_only=True)\n")
+    assert unsafe_loads(bad) == []
+
+
 def test_the_parent_of_a_study_imports_no_torch() -> None:
     modules = [f"alignment_core.{name}" for name in LIGHT] + ["flows.study", "flows.settings", "flows.cli"]
     modules += [f"alignment_core.stages.{path.stem}" for path in STAGES if path.stem not in GPU_STAGES]

@@ -13,7 +13,8 @@ from tasks import tracking
 from tasks.mlflow_format import pending_marker
 from tasks.progress import LogListener
 from tasks.stages import compute_here
-from tasks.tracking import Tracker, connect, tracking_uri
+from tasks.tracker import Tracker
+from tasks.tracking import connect, tracking_uri
 from tasks.workspace import open_stage_workspace
 
 ASKED_BY = {"run": "r1", "study": "tiny"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from alignment_core.audit import verify
 from alignment_core.changes import differences, explain_miss
 from alignment_core.records import ArtifactRef
 from alignment_core.store import Components, ManifestDraft, Producer, Store
@@ -44,6 +45,13 @@ def publish(store: Store, components: Components = COMPONENTS, text: str = "hell
         ("files", {}, "its digest is not that of the files it lists"),
         ("files", {"../../secret": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which lies outside the artifact"),
         ("files", {"/etc/hostname": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which lies outside the artifact"),
+        ("files", {"a/../../b": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which lies outside the artifact"),
+        ("files", {"": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which is no name of a file"),
+        ("files", {"./a": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which is no name of a file"),
+        ("files", {"a\0b": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which is no name of a file"),
+        ("files", {"manifest.json": {"size": 1, "sha256": "0", "mtime_ns": 0}}, "which is no name of a file"),
+        ("parents", {"model": {"stage": "../..", "key": "x", "digest": "d"}}, "lies outside the store"),
+        ("parents", {"model": {"stage": "sft", "key": "../x", "digest": "d"}}, "lies outside the store"),
     ],
 )
 def test_an_edited_manifest_is_damage(tmp_path: Path, field: str, value: object, told: str) -> None:
@@ -80,6 +88,41 @@ def test_damage_is_a_miss_that_says_why(tmp_path: Path, damage, status: str, wor
     found = store.lookup("demo", COMPONENTS.key())
     assert (found.status, found.ref) == (status, None)
     assert words in found.reason
+
+
+def behind_a_link(folder: Path, outside: Path) -> None:
+    """The file as it was, its folder a link to elsewhere."""
+    (folder / "record").rename(outside)
+    (folder / "record").symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda folder, outside: ((folder / "result.txt").rename(outside), (folder / "result.txt").symlink_to(outside)),
+        behind_a_link,
+        lambda folder, _: ((folder / "result.txt").unlink(), (folder / "result.txt").mkdir()),
+        lambda folder, _: ((folder / "result.txt").unlink(), os.mkfifo(folder / "result.txt")),
+    ],
+    ids=["file", "folder", "no file", "fifo"],
+)
+def test_an_artifact_holds_plain_files_only(tmp_path: Path, plant) -> None:  # type: ignore[no-untyped-def]
+    store = Store(tmp_path / "store")
+    ref = publish(store)
+    plant(store.path(ref), tmp_path / "outside")
+    found = store.lookup(ref.stage, ref.key)
+    assert (found.status, found.ref) == ("damaged", None)
+    assert "is no plain file, or lies behind a symbolic link" in found.reason
+    ((_, findings),) = verify(store, [])
+    assert findings
+
+
+def test_a_store_may_itself_lie_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "store").symlink_to(tmp_path / "disk")
+    store = Store(tmp_path / "store")
+    ref = publish(store)
+    assert store.lookup(ref.stage, ref.key).status == "hit"
 
 
 def test_a_touched_but_equal_file_is_still_a_hit(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from alignment_core.store import ManifestDraft, Producer
 from flows.settings import load_config
 from tasks import evaluation, models, stages
 from tasks.progress import LogListener
-from tasks.tracking import TrackingError
+from tasks.tracker import TrackingError
 from tasks.workspace import Workspace, open_workspace
 
 
@@ -129,7 +129,7 @@ def test_a_change_in_the_middle_of_the_weights_is_another_model(tmp_path: Path) 
 
 
 def test_an_mlflow_outage_does_not_hide_why_the_study_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outage() -> None:
+    def outage(_patience: float | None = None) -> None:
         raise TrackingError("MLflow could not be written")
 
     def study() -> None:

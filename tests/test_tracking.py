@@ -1,6 +1,7 @@
 """MLflow as a view of the stages' own records: nothing lost by a kill or an outage, nothing doubled by a rerun."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from alignment_core.events import EVENTS, Event
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
 from alignment_core.store import Components
-from tasks.tracking import Tracker, TrackingError, pending_marker, tracking_uri
+from tasks import tracker as tracker_module
+from tasks.mlflow_format import as_params, pending_marker, run_address
+from tasks.tracker import Tracker, TrackingError
+from tasks.tracking import may_pass, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +110,125 @@ def test_an_outage_is_told_at_the_end_and_leaves_the_stage_pending(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("ALIGNFLOW_MLFLOW_WAIT", "1")
     tracker = Tracker(tmp_path, "study", "run", {})
     tracker.stage_started(make_spec("lost"))
     with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 could not be written"):
         tracker.close()
     assert pending_marker(tmp_path, "lost").exists()
+
+
+class Scripted:
+    """A stand-in for the session: each job's errors in order, then success; notes what was done."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.done = list(errors), 0
+
+    def job(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.done += 1
+
+
+class Busy(Exception):
+    error_code = "TEMPORARILY_UNAVAILABLE"
+
+
+class Refused(Exception):
+    error_code = "INVALID_PARAMETER_VALUE"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "DELAYS", (0.01, 0.02))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_mlflow_did_not_take_is_sent_again_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "alignflow")
+    tracker = Tracker(tmp_path, "study", "run", {})
+    first, second = Scripted(ConnectionError("http://a:pw@h: refused"), Busy("locked"), Busy("locked")), Scripted()
+    order: list[str] = []
+    for name, scripted in (("first", first), ("second", second)):
+        tracker._put(scripted.job)
+        tracker._put(lambda name=name: order.append(name))
+    tracker.close()
+    assert (first.done, second.done, order) == (1, 1, ["first", "second"])
+    assert "MLflow does not answer (http://***@h: refused): training goes on" in caplog.text
+    assert "answers again" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_mlflow_refuses_is_not_sent_again(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "study", "run", {})
+    refused, later = Scripted(Refused("no such metric"), Refused("again")), Scripted()
+    tracker._put(refused.job)
+    tracker._put(later.job)
+    with pytest.raises(TrackingError, match="no such metric") as caught:
+        tracker.close()
+    assert (len(refused.errors), later.done) == (1, 0)
+    assert caught.value.__cause__ is None  # its text, and that of what lies behind it, is not ours to show
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_outage_is_waited_out_while_training_and_not_for_ever_at_the_end(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "study", "run", {})
+    outage = Scripted(*[ConnectionError("refused") for _ in range(100_000)])
+    tracker._put(outage.job)
+    time.sleep(0.3)
+    assert tracker._error is None  # nobody is closing: no patience is lost
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match="refused"):
+        tracker.close(patience=0.2)
+    assert 0.1 < time.monotonic() - began < 5
+
+
+def test_a_wrong_patience_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNFLOW_MLFLOW_WAIT", "soon")
+    with pytest.raises(ValueError, match=r"ALIGNFLOW_MLFLOW_WAIT='soon' is no number of seconds: set e\.g\. 120"):
+        Tracker(tmp_path, "study", "run", {})
+
+
+def test_which_errors_may_pass() -> None:
+    import requests
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+
+    def answered(code: int) -> Exception:
+        response = requests.Response()
+        response.status_code = code
+        return requests.HTTPError("x", response=response)
+
+    passing = [
+        requests.ConnectionError("x"),
+        answered(503),
+        answered(429),
+        MlflowException("x", TEMPORARILY_UNAVAILABLE),
+    ]
+    lasting = [
+        answered(401),
+        answered(403),
+        MlflowException("x", INVALID_PARAMETER_VALUE),
+        KeyError("x"),
+        PermissionError(13),
+    ]
+    assert [may_pass(error) for error in [*passing, *lasting]] == [True] * 4 + [False] * 5
+
+
+def test_long_params_are_cut_with_a_word_and_secrets_hidden() -> None:
+    params = as_params({"a": {"b": "x" * 7000}, "c": "s3://k:v@b", "d": [1, 2]})
+    assert (params["c"], params["d"], len(params["a.b"])) == ("s3://***@b", "[1, 2]", 6000)
+    assert params["a.b"].endswith("x … (cut: the store has all of it)")
+
+
+@pytest.mark.parametrize(
+    ("uri", "page"),
+    [
+        ("http://ann:pw@host:5000/", "http://host:5000/#/experiments/3/runs/abc"),
+        ("https://host/mlflow", "https://host/mlflow/#/experiments/3/runs/abc"),
+        ("sqlite:////x/mlflow.db", ""),
+        ("postgresql://u:p@h/db", ""),
+    ],
+)
+def test_a_run_has_a_page_on_a_server(uri: str, page: str) -> None:
+    assert run_address(uri, "3", "abc") == page
