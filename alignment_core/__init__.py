@@ -23,6 +23,7 @@ _ROOMS = {
         "tokenize_prompt_and_output",
     ),
     "batching": ("Batch", "TokenSequence", "collate", "micro_batches"),
+    "comparability": ("Terms", "beside_published", "compare_with", "published_numbers"),
     "config": ("StudyConfig",),
     "dpo": ("TokenPair", "train_dpo"),
     "evaluation": ("evaluate",),
@@ -43,12 +44,14 @@ _ROOMS = {
     ),
     "masking": ("masked_mean", "masked_normalize", "masked_sum"),
     "policy_gradient": ("train_grpo",),
+    "preference_pairs": ("mine_pairs",),
     "problems": ("prepare",),
-    "prompts": ("render",),
+    "prompts": ("render", "render_few_shot"),
     "records": (
         "ArtifactRef",
         "Completion",
         "EvalReport",
+        "Example",
         "GradedResponse",
         "PreferencePair",
         "Problem",
@@ -65,10 +68,13 @@ _ROOMS = {
     ),
     "runs": ("MemoryRun", "RunContext"),
     "sampling": ("PromptRequest", "Sampler", "build_requests", "make_sampler"),
+    "seed_statistics": ("accuracy_over_seeds", "difference_over_seeds"),
     "seeding": ("derive_seed",),
     "selection": ("select_correct", "selection_report"),
     "sft": ("train_sft",),
     "statistics": ("mcnemar_exact", "paired_bootstrap", "pass_at_k", "wilson_interval"),
+    "votes": ("majority_share",),
+    "voting": ("count_votes",),
 }
 """Room -> the names it lends the package."""
 

@@ -14,20 +14,27 @@ not a random choice; so the base model's plain question-answer accuracy belongs 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from math import isfinite
 
+from pydantic import Field
+
+from alignment_core.comparisons import (
+    ALPHA,
+    Outcomes,
+    Pair,
+    PairedComparison,
+    Relation,
+    Run,
+    SettingComparison,
+    compare_runs,
+    compare_settings,
+    conclude,
+    require_numbers,
+)
 from alignment_core.records import EvalReport, Record
-from alignment_core.seeding import derive_seed
-from alignment_core.stage_config import Comparison
-from alignment_core.statistics import holm, mcnemar_exact, paired_bootstrap, wilson_interval
-
-Verdict = Literal["better", "worse", "cannot tell"]
-Relation = Literal["start", "zero-shot"]
-Outcomes = Mapping[str, tuple[bool, bool]]
-"""(formatted, correct) by problem id; `evaluation.correct_by_problem` makes it."""
-
-ALPHA = 0.05
-"""Family-wise error of the verdicts."""
+from alignment_core.seed_statistics import accuracy_over_seeds
+from alignment_core.stage_config import Comparison, Contrast
+from alignment_core.statistics import wilson_interval
 
 
 class EvaluationRow(Record):
@@ -48,31 +55,6 @@ class EvaluationRow(Record):
     accuracy_formatted_high: float | None
 
 
-class PairedComparison(Record):
-    """Two evaluations over the same problems: `name` against `against`."""
-
-    name: str
-    against: str
-    relations: list[Relation]
-    """What `against` is to `name`: its start, the zero-shot baseline, or both."""
-    n: int
-    both: int
-    """Problems both solved."""
-    only_name: int
-    only_against: int
-    neither: int
-    difference: float
-    """Accuracy of `name` minus that of `against`."""
-    low: float
-    """95 % paired bootstrap interval of the difference."""
-    high: float
-    p_value: float
-    """Exact McNemar test, two-sided."""
-    p_holm: float
-    """The same, corrected for all comparisons of the analysis."""
-    verdict: Verdict
-
-
 class GainSplit(Record):
     """How much of a gain is format, on the problems of one paired comparison."""
 
@@ -88,7 +70,7 @@ class GainSplit(Record):
     """None where no split exists: nothing formatted on one side, or right answers without the format."""
     reasoning_part: float | None
     won_unformatted: int
-    """Problems now solved that were unformatted before."""
+    """Problems now solved (of several samples: more often) that were unformatted before."""
     won_wrong: int
     """Problems now solved that were formatted and wrong before."""
     lost: int
@@ -108,6 +90,14 @@ class GroupRow(Record):
     accuracy_mean: float
     accuracy_min: float
     accuracy_max: float
+    accuracy_low: float | None = None
+    """95 % interval of the mean, over problems and seeds; over problems alone with one seed. None where the members
+    are over different problems."""
+    accuracy_high: float | None = None
+    seed_sd: float | None = None
+    """Standard deviation of the members' accuracies; None for one."""
+    note: str = ""
+    """What the interval leaves out, in words."""
     format_rate_mean: float
     mean_length: float
     mean_entropy: float | None
@@ -120,6 +110,8 @@ class Analysis(Record):
     comparisons: list[PairedComparison]
     gains: list[GainSplit]
     groups: list[GroupRow]
+    setting_comparisons: list[SettingComparison] = Field(default_factory=list)
+    """Settings against each other over their seeds; corrected together with `comparisons`."""
     zero_shot: list[str]
     """Names of the zero-shot baselines."""
     plain: list[str]
@@ -128,68 +120,47 @@ class Analysis(Record):
     resamples: int
 
 
-class _Pair(NamedTuple):
-    """A comparison to be made."""
-
-    name: str
-    against: str
-    relations: list[Relation]
-
-
-class _Tested(NamedTuple):
-    """A comparison made, before correction."""
-
-    pair: _Pair
-    n: int
-    both: int
-    only_name: int
-    only_against: int
-    low: float
-    high: float
-    p_value: float
-
-
 def analyze(
     evaluations: Sequence[Comparison],
     reports: Mapping[str, EvalReport],
     correct: Mapping[str, Outcomes],
     seed: int = 0,
     resamples: int = 10_000,
+    contrasts: Sequence[Contrast] = (),
 ) -> Analysis:
     """Numbers, paired tests, gain splits and seed averages of a study; `seed` fixes the bootstrap.
 
-    Every run is compared with its `start` and with the zero-shot baseline (of its own seed where there is one).
-    Raises ValueError for repeated or missing names, for outcomes that contradict a report, and for a
-    comparison of runs over different problems.
+    Every run is compared with its `start` and with the zero-shot baseline (of its own seed where there is one);
+    every setting of several seeds with the setting of its start and with the baseline; and the settings of each of
+    `contrasts`. Raises ValueError for repeated or missing names, for outcomes that contradict a report, for numbers
+    that are none (NaN), and for a comparison of runs over different problems.
     """
     _check(evaluations, reports, correct)
     rows = [_row(evaluation, reports[evaluation.name]) for evaluation in evaluations]
     pairs = [pair for evaluation in evaluations for pair in _pairs_of(evaluation, evaluations)]
-    tested = [_test(pair, correct[pair.name], correct[pair.against], seed, resamples) for pair in pairs]
-    corrected = holm([result.p_value for result in tested])
+    tested = [compare_runs(pair, correct[pair.name], correct[pair.against], seed, resamples) for pair in pairs]
+    members = _members(rows)
+    runs = {name: [Run(row.seed, correct[row.name]) for row in group] for name, group in members.items()}
+    for pair in _setting_pairs(pairs, members, contrasts):
+        tested.append(compare_settings(pair, runs[pair.name], runs[pair.against], seed, resamples))
+    comparisons, setting_comparisons = conclude(tested)
     plain = [row.name for row in rows if row.method == "plain"]
     return Analysis(
         evaluations=rows,
-        comparisons=[_conclude(result, p_holm) for result, p_holm in zip(tested, corrected, strict=True)],
+        comparisons=comparisons,
+        setting_comparisons=setting_comparisons,
         gains=[
             _split_gain(pair, correct[pair.name], correct[pair.against])
             for pair in pairs
             # A plain answer has no format to gain.
             if pair.name not in plain and pair.against not in plain
         ],
-        groups=_groups(rows),
+        groups=[_group(name, group, correct) for name, group in members.items()],
         zero_shot=[row.name for row in rows if row.method == "zero-shot"],
         plain=plain,
         alpha=ALPHA,
         resamples=resamples,
     )
-
-
-def verdict(p_value: float, low: float, high: float) -> Verdict:
-    """`better` or `worse` only if the test rejects and the interval of the difference leaves out 0."""
-    if p_value >= ALPHA or low <= 0 <= high:
-        return "cannot tell"
-    return "better" if low > 0 else "worse"
 
 
 def group_name(name: str, seed: int | None) -> str:
@@ -211,12 +182,22 @@ def _check(
             raise ValueError(f"evaluation {name!r} has no report or no outcomes: evaluate it before the analysis")
         if start is not None and start not in names:
             raise ValueError(f"evaluation {name!r} starts from {start!r}, which is not in the analysis: add it")
-        solved = sum(outcome[1] for outcome in correct[name].values())
-        if reports[name].n == len(correct[name]) and reports[name].n_correct != solved:
-            raise ValueError(
-                f"the report of {name!r} counts {reports[name].n_correct} correct, its outcomes {solved}: "
-                "they come from different gradings; grade it again"
-            )
+        _check_numbers(name, reports[name], correct[name])
+
+
+def _check_numbers(name: str, report: EvalReport, outcomes: Outcomes) -> None:
+    """Raise ValueError for a report with a number that is none, and for outcomes that contradict it."""
+    wrong = [field for field, value in report if isinstance(value, float) and not isfinite(value)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} of {name!r} is {getattr(report, wrong[0])}: evaluate it again")
+    require_numbers({name: outcomes})
+    solved = sum(outcome[1] for outcome in outcomes.values())
+    per_problem = report.n / len(outcomes)
+    if abs(report.n_correct - solved * per_problem) > 1e-6 * report.n:
+        raise ValueError(
+            f"the report of {name!r} counts {report.n_correct} correct, its outcomes {solved * per_problem:g}: "
+            "they come from different gradings; grade it again"
+        )
 
 
 def _row(evaluation: Comparison, report: EvalReport) -> EvaluationRow:
@@ -232,17 +213,40 @@ def _row(evaluation: Comparison, report: EvalReport) -> EvaluationRow:
     )
 
 
-def _pairs_of(evaluation: Comparison, evaluations: Sequence[Comparison]) -> list[_Pair]:
+def _pairs_of(evaluation: Comparison, evaluations: Sequence[Comparison]) -> list[Pair]:
     """With what the evaluation is compared: its start and the zero-shot baseline, once if they are the same."""
-    pairs: list[_Pair] = []
+    pairs: list[Pair] = []
     if evaluation.start is not None:
-        pairs.append(_Pair(evaluation.name, evaluation.start, ["start"]))
+        pairs.append(Pair(evaluation.name, evaluation.start, ["start"]))
     baseline = _baseline(evaluation, evaluations)
     if baseline == evaluation.start and pairs:
         pairs[0].relations.append("zero-shot")
     elif baseline is not None:
-        pairs.append(_Pair(evaluation.name, baseline, ["zero-shot"]))
+        pairs.append(Pair(evaluation.name, baseline, ["zero-shot"]))
     return pairs
+
+
+def _setting_pairs(
+    pairs: Sequence[Pair], members: Mapping[str, Sequence[EvaluationRow]], contrasts: Sequence[Contrast]
+) -> list[Pair]:
+    """Which settings are compared: the runs' own pairs where there are several seeds, then the contrasts."""
+    group_of = {row.name: name for name, rows in members.items() for row in rows}
+    found: dict[tuple[str, str], list[Relation]] = {}
+    for pair in pairs:
+        name, against = group_of[pair.name], group_of[pair.against]
+        if len(members[name]) > 1 and name != against:
+            known = found.setdefault((name, against), [])
+            known.extend(relation for relation in pair.relations if relation not in known)
+    for contrast in contrasts:
+        sides = [group_of.get(side, side) for side in (contrast.name, contrast.against)]
+        unknown = next((side for side in sides if side not in members), None)
+        if unknown is not None or sides[0] == sides[1]:
+            raise ValueError(
+                f"a contrast of {contrast.name!r} with {contrast.against!r}: give two different settings of the "
+                f"analysis, among {', '.join(members)}"
+            )
+        found.setdefault((sides[0], sides[1]), []).append("contrast")
+    return [Pair(name, against, relations) for (name, against), relations in found.items()]
 
 
 def _baseline(evaluation: Comparison, evaluations: Sequence[Comparison]) -> str | None:
@@ -254,48 +258,12 @@ def _baseline(evaluation: Comparison, evaluations: Sequence[Comparison]) -> str 
     return next((other.name for other in [*same_seed, *baselines]), None)
 
 
-def _test(pair: _Pair, first: Outcomes, second: Outcomes, seed: int, resamples: int) -> _Tested:
-    """Test two runs problem by problem. Raises ValueError if the problems differ."""
-    if first.keys() != second.keys():
-        extra, lacking = len(first.keys() - second.keys()), len(second.keys() - first.keys())
-        raise ValueError(
-            f"{pair.name!r} and {pair.against!r} are over different problems ({extra} only in the first, "
-            f"{lacking} only in the second): evaluate both on the same split and limit"
-        )
-    problem_ids = sorted(first)
-    a, b = ([bool(run[problem_id][1]) for problem_id in problem_ids] for run in (first, second))
-    both = sum(x and y for x, y in zip(a, b, strict=True))
-    only_name, only_against = sum(a) - both, sum(b) - both
-    low, high = paired_bootstrap(a, b, derive_seed(seed, "bootstrap", pair.name, pair.against), resamples)
-    return _Tested(pair, len(a), both, only_name, only_against, low, high, mcnemar_exact(only_name, only_against))
-
-
-def _conclude(result: _Tested, p_holm: float) -> PairedComparison:
-    """The comparison with its corrected p-value and verdict."""
-    return PairedComparison(
-        name=result.pair.name,
-        against=result.pair.against,
-        relations=result.pair.relations,
-        n=result.n,
-        both=result.both,
-        only_name=result.only_name,
-        only_against=result.only_against,
-        neither=result.n - result.both - result.only_name - result.only_against,
-        difference=(result.only_name - result.only_against) / result.n,
-        low=result.low,
-        high=result.high,
-        p_value=result.p_value,
-        p_holm=p_holm,
-        verdict=verdict(p_holm, result.low, result.high),
-    )
-
-
-def _split_gain(pair: _Pair, after: Outcomes, before: Outcomes) -> GainSplit:
+def _split_gain(pair: Pair, after: Outcomes, before: Outcomes) -> GainSplit:
     """The gain from `before` to `after` as a format part and a reasoning part (module docstring)."""
     (f1, a1, accuracy1), (f0, a0, accuracy0) = _shares(after), _shares(before)
     # Right answers without the format break the product; so does a side without formatted answers.
     splits = a0 is not None and a1 is not None and abs(f1 * a1 - accuracy1) + abs(f0 * a0 - accuracy0) < 1e-9
-    won = [before[problem_id][0] for problem_id in after if after[problem_id][1] and not before[problem_id][1]]
+    won = [before[problem_id][0] for problem_id in after if after[problem_id][1] > before[problem_id][1]]
     return GainSplit(
         name=pair.name,
         against=pair.against,
@@ -309,28 +277,33 @@ def _split_gain(pair: _Pair, after: Outcomes, before: Outcomes) -> GainSplit:
         reasoning_part=((a1 or 0.0) - (a0 or 0.0)) * (f0 + f1) / 2 if splits else None,
         won_unformatted=sum(not formatted for formatted in won),
         won_wrong=sum(bool(formatted) for formatted in won),
-        lost=sum(bool(before[problem_id][1]) and not after[problem_id][1] for problem_id in after),
+        lost=sum(before[problem_id][1] > after[problem_id][1] for problem_id in after),
     )
 
 
 def _shares(outcomes: Outcomes) -> tuple[float, float | None, float]:
     """Format rate, accuracy among formatted (None if none) and accuracy."""
-    formatted = sum(bool(outcome[0]) for outcome in outcomes.values())
-    right_and_formatted = sum(outcome[0] and outcome[1] for outcome in outcomes.values())
-    right = sum(bool(outcome[1]) for outcome in outcomes.values())
+    formatted = sum(outcome[0] for outcome in outcomes.values())
+    # No reward accepts an answer beyond a problem's formatted share, unless it accepts unformatted ones.
+    right_and_formatted = sum(min(outcome) for outcome in outcomes.values())
+    right = sum(outcome[1] for outcome in outcomes.values())
     return formatted / len(outcomes), (right_and_formatted / formatted if formatted else None), right / len(outcomes)
 
 
-def _groups(rows: Sequence[EvaluationRow]) -> list[GroupRow]:
-    """Mean, lowest and highest accuracy over the seeds of each setting, in order of first appearance."""
+def _members(rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
+    """The runs of each setting, in order of first appearance."""
     members: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         members.setdefault(row.group, []).append(row)
-    return [_group(name, group) for name, group in members.items()]
+    return members
 
 
-def _group(name: str, rows: Sequence[EvaluationRow]) -> GroupRow:
+def _group(name: str, rows: Sequence[EvaluationRow], correct: Mapping[str, Outcomes]) -> GroupRow:
     """One setting over its seeds."""
+    known = [correct[row.name] for row in rows]
+    alike = all(outcomes.keys() == known[0].keys() for outcomes in known)
+    tables = [[float(outcomes[one][1]) for one in known[0]] for outcomes in known] if alike else []
+    estimate = accuracy_over_seeds(tables) if tables else None
     accuracies = [row.report.accuracy for row in rows]
     entropies = [row.report.mean_entropy for row in rows if row.report.mean_entropy is not None]
     return GroupRow(
@@ -341,6 +314,10 @@ def _group(name: str, rows: Sequence[EvaluationRow]) -> GroupRow:
         accuracy_mean=sum(accuracies) / len(rows),
         accuracy_min=min(accuracies),
         accuracy_max=max(accuracies),
+        accuracy_low=estimate.low if estimate else None,
+        accuracy_high=estimate.high if estimate else None,
+        seed_sd=estimate.seed_sd if estimate else None,
+        note=estimate.note if estimate else "its runs are over different problems: no interval of their mean",
         format_rate_mean=sum(row.report.format_rate for row in rows) / len(rows),
         mean_length=sum(row.report.mean_length for row in rows) / len(rows),
         mean_entropy=sum(entropies) / len(entropies) if len(entropies) == len(rows) else None,

@@ -7,8 +7,8 @@ from alignment_core.records import Record
 from alignment_core.seeding import derive_seed
 from alignment_core.statistics import paired_bootstrap
 
-Correct = Mapping[str, bool]
-"""Whether each problem, by id, was solved."""
+Correct = Mapping[str, float]
+"""Share of each problem's samples that were right, by id."""
 
 
 class Candidate(Record):

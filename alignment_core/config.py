@@ -177,10 +177,27 @@ class SamplingConfig(Config):
         return settings
 
 
+class FewShotConfig(Config):
+    """Worked examples before each question of an evaluation."""
+
+    template: str = "few_shot"
+    """A shipped name (`few_shot`, `few_shot_boxed`) or a file with `{examples}` and then `{question}`."""
+    shots: Positive = 4
+    """Worked examples."""
+    seed: int = 0
+    """Draws them from the train split."""
+    source: str | None = None
+    """File of problems with solutions whose first ones are shown instead, in any form that data files have."""
+
+
 class EvaluationConfig(Config):
     """How a model is judged."""
 
     split: Split = "test"
+    subset: Literal["math500"] | None = None
+    """Only the problems of MATH-500, which MATH's rows mark as `in_math500`; None means all."""
+    few_shot: FewShotConfig | None = None
+    """Ask through a few-shot prompt instead of the study's own; None means without examples."""
     limit: Positive | None = None
     """First problems of the split; None means all."""
     samples_per_problem: Positive = 1
@@ -223,17 +240,6 @@ class ExamplesConfig(Config):
     """`raw` traces as they come, `filtered` those the grader accepts, `distilled` those of the study's teacher."""
     size: Positive | Literal["full"] = "full"
     """The first so many of one seeded shuffle, so that a smaller set is contained in every larger one."""
-
-
-class PreferencesConfig(Config):
-    """Where the preference pairs of DPO come from: our own rollouts, or a file."""
-
-    source: str | None = None
-    """JSONL of {prompt, chosen_response, rejected_response}; None mines the start's own rollouts."""
-    questions: Positive | None = None
-    """Train problems that rollouts are drawn for; None means all."""
-    samples_per_problem: Annotated[int, Field(ge=2)] = 8
-    max_pairs_per_question: Positive = 2
 
 
 class BudgetConfig(Config):

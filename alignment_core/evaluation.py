@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 from alignment_core.config import RewardName
-from alignment_core.records import Completion, EvalReport, GradedResponse, Problem
-from alignment_core.statistics import wilson_interval
+from alignment_core.records import AtK, Completion, EvalReport, GradedResponse, Problem
+from alignment_core.statistics import pass_at_k, powers_of_two, wilson_interval
 from alignment_core.taxonomy import REASONS, failure_reason
+from alignment_core.votes import Ballot, majority_share
 
 FAILING_KINDS = ("1,0", "0,0")
 """Categories (format, answer) a person should read examples of: formatted but wrong, and unformatted."""
@@ -17,13 +19,16 @@ def evaluate(
     completions: Sequence[Completion],
     grades: Sequence[GradedResponse],
     reward: RewardName = "r1_zero",
+    ballots: Sequence[Ballot] = (),
 ) -> EvalReport:
     """The numbers of one evaluation: `grades[i]` is the verdict on `completions[i]`.
 
     Means of length run over responses, the mean entropy over response tokens. With several samples per problem the
     accuracy is over all of them, and its interval counts problems, not samples: samples of one problem are not
-    independent. Raises ValueError if lengths differ, a problem has no completion (its denominator would shrink
-    in silence), numbers of samples differ, or a completion's problem is unknown.
+    independent; pass@k is told for k = 1, 2, 4 …, and maj@k where the `ballots` of the problems
+    (`alignment_core.voting.count_votes`) are given. Raises ValueError if lengths differ, a problem has no completion
+    (its denominator would shrink in silence), numbers of samples differ, a completion's problem is unknown, or a
+    reward or entropy is NaN.
     """
     by_id = _matched(problems, completions, grades)
     pairs = list(zip(completions, grades, strict=True))
@@ -56,20 +61,28 @@ def evaluate(
         n_thorough_only=thorough.count((True, False)) if thorough else None,
         n_fast_only=thorough.count((False, True)) if thorough else None,
         response_tokens=sum(lengths),
+        samples_per_problem=n // len(problems),
+        pass_at_k=_pass_at_k(completions, right),
+        maj_at_k=_maj_at_k(ballots, n // len(problems)),
+        n_unmerged=sum(ballot.unmerged for ballot in ballots),
     )
 
 
 def correct_by_problem(
     completions: Sequence[Completion], grades: Sequence[GradedResponse]
-) -> dict[str, tuple[bool, bool]]:
-    """(formatted, correct) of each problem's first sample: what paired comparisons are made of."""
-    firsts: dict[str, tuple[int, tuple[bool, bool]]] = {}
+) -> dict[str, tuple[float, float]]:
+    """(formatted, correct) shares of each problem's samples: what paired comparisons are made of."""
+    verdicts: dict[str, list[tuple[bool, bool]]] = {}
     for completion, grade in zip(completions, grades, strict=True):
-        known = firsts.get(completion.problem_id)
-        if known is None or completion.sample_index < known[0]:
-            verdict = (grade.format_reward > 0, grade.answer_reward > 0)
-            firsts[completion.problem_id] = (completion.sample_index, verdict)
-    return {problem_id: verdict for problem_id, (_, verdict) in firsts.items()}
+        verdict = (grade.format_reward > 0, grade.answer_reward > 0)
+        verdicts.setdefault(completion.problem_id, []).append(verdict)
+    return {problem_id: mean_verdict(samples) for problem_id, samples in verdicts.items()}
+
+
+def mean_verdict(samples: Sequence[tuple[bool, bool]]) -> tuple[float, float]:
+    """Shares of formatted and of correct ones among the verdicts on a problem's samples."""
+    formatted, correct = zip(*samples, strict=True)
+    return sum(formatted) / len(samples), sum(correct) / len(samples)
 
 
 def failing_examples(
@@ -127,6 +140,7 @@ def _matched(
     """Problems by id, once every completion has a verdict and every problem equally many completions."""
     if len(completions) != len(grades):
         raise ValueError(f"{len(completions)} completions with {len(grades)} grades: grade each completion once")
+    _require_numbers(completions, grades)
     by_id = {problem.id: problem for problem in problems}
     if not by_id or len(by_id) != len(problems):
         raise ValueError(f"{len(problems)} problems with {len(by_id)} distinct ids: give at least one, each once")
@@ -142,6 +156,49 @@ def _matched(
             f"problems have {min(counts.values())} to {max(counts.values())} completions: sample each equally often"
         )
     return by_id
+
+
+def _require_numbers(completions: Sequence[Completion], grades: Sequence[GradedResponse]) -> None:
+    """Raise ValueError for a reward or an entropy that is NaN or infinite: it would count as wrong in silence."""
+    for completion, grade in zip(completions, grades, strict=True):
+        numbers = {
+            "format_reward": grade.format_reward,
+            "answer_reward": grade.answer_reward,
+            "reward": grade.reward,
+            "mean_entropy": completion.mean_entropy or 0.0,
+        }
+        wrong = next((name for name, value in numbers.items() if not isfinite(value)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{wrong} of sample {completion.sample_index} of problem {completion.problem_id!r} is "
+                f"{numbers[wrong]}: grade it again, or, if it is the entropy, sample again with a model whose logits "
+                "are finite"
+            )
+
+
+def _pass_at_k(completions: Sequence[Completion], right: Sequence[bool]) -> list[AtK]:
+    """Mean unbiased pass@k over problems; nothing to tell of problems that were sampled once."""
+    counts: Counter[str] = Counter()
+    for completion, ok in zip(completions, right, strict=True):
+        counts[completion.problem_id] += ok
+    samples = len(completions) // len(counts)
+    if samples == 1:
+        return []
+    return [_at_k(k, [pass_at_k(samples, c, k) for c in counts.values()]) for k in powers_of_two(samples)]
+
+
+def _maj_at_k(ballots: Sequence[Ballot], samples: int) -> list[AtK]:
+    """Mean maj@k over problems, where they have ballots."""
+    if not ballots or samples == 1:
+        return []
+    return [_at_k(k, [majority_share(ballot, k) for ballot in ballots]) for k in powers_of_two(samples)]
+
+
+def _at_k(k: int, values: Sequence[float]) -> AtK:
+    """The mean of per-problem values in [0, 1]; a sum of such is no wider spread than a count, so Wilson's holds."""
+    total = min(sum(values), len(values))
+    low, high = wilson_interval(total, len(values))
+    return AtK(k=k, value=total / len(values), low=low, high=high)
 
 
 def _categories(formatted: Sequence[bool], right: Sequence[bool]) -> dict[str, int]:

@@ -38,6 +38,13 @@ class Problem(Record):
     """Level, subject, number of steps … whatever the source tells."""
 
 
+class Example(Record):
+    """A question with the response a few-shot prompt shows to it."""
+
+    question: str
+    response: str
+
+
 class Completion(Record):
     """One sampled response, by token ids: what was sampled is what is trained on."""
 
@@ -120,6 +127,16 @@ class ArtifactRef(Record):
     """sha256 over the artifact's content files; the part of it that enters later keys."""
 
 
+class AtK(Record):
+    """A mean over problems of what k samples each give."""
+
+    k: int
+    value: float
+    low: float
+    """Lower end of the 95 % Wilson interval over problems."""
+    high: float
+
+
 class EvalReport(Record):
     """The numbers of one evaluation, over n completions of n problems (one each) unless said."""
 
@@ -153,6 +170,13 @@ class EvalReport(Record):
     n_fast_only: int | None = None
     """The other way round."""
     response_tokens: int
+    samples_per_problem: int = 1
+    pass_at_k: list[AtK] = []
+    """Chance that k samples of a problem hold a right one, unbiased; empty where problems were sampled once."""
+    maj_at_k: list[AtK] = []
+    """Chance that the answer most of k samples give is right (`alignment_core.voting`); empty likewise."""
+    n_unmerged: int = 0
+    """Answers that voted for themselves alone, since comparing them with others hit a limit."""
 
 
 R = TypeVar("R", bound=Record)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from alignment_core.analysis import Analysis, EvaluationRow, GroupRow, PairedComparison
+from alignment_core.analysis import Analysis, EvaluationRow, GroupRow
+from alignment_core.comparisons import PairedComparison
 from alignment_core.drawing import Figure, standalone
 from alignment_core.figures import categories_figure, curve_figures, methods_figure, rounds_figure, size_figure
 from alignment_core.records import Record

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from alignment_core import gold_answers
 from alignment_core.problem_sources import RawRow
-from alignment_core.prompts import render
+from alignment_core.prompts import question_of, render
 from alignment_core.records import Problem
 from alignment_core.traces import fit_response, question_in, strict_trace
 
@@ -43,16 +43,19 @@ Parser = Callable[[RawRow], ParsedRow]
 
 def to_problem(row: ParsedRow, default_id: str, template: str) -> Problem:
     """Render the prompt and fit the trace to it. A row without a gold gets no trace made from its solution."""
-    if row.keep_prompt:
-        prompt, trace = row.question, row.response
-    else:
-        prompt = render(template, row.question)
+    question, known = row.question, not row.keep_prompt
+    if row.keep_prompt and (asked := question_of(row.question, template)) is not None:
+        question, known = asked, True
+    if known:
+        prompt = render(template, question)
         trace = fit_response(row.response, template, row.prompt) if row.response is not None else None
+    else:
+        prompt, trace = question, row.response
     if row.reasoning is not None and row.gold:
         trace = strict_trace(row.reasoning, row.gold, template)
     return Problem(
         id=row.id or default_id,
-        question=row.question,
+        question=question,
         prompt=prompt,
         ground_truth=row.gold,
         trace=trace,
@@ -170,7 +173,9 @@ def parse_prompt_response(row: RawRow) -> ParsedRow:
 def parse_reasoning_trace(row: RawRow) -> ParsedRow:
     """{problem, reasoning_trace, expected_answer[, …]}: the trace is a response begun inside `<think>`."""
     trace = text_of(row, "reasoning_trace")
-    gold, care = _shortened(text_of(row, "expected_answer", numbers=True, may_be_empty=True))
+    no_gold = "expected_answer" in row.fields and row.fields["expected_answer"] is None
+    stated = "" if no_gold else text_of(row, "expected_answer", numbers=True, may_be_empty=True)
+    gold, care = _shortened(stated)
     response = trace if trace[:1].isspace() or trace.startswith("<think>") else " " + trace
     meta = _meta({"extracted_answer": row.fields.get("extracted_answer")})
     return ParsedRow(

@@ -62,19 +62,45 @@ class ImportModelStage(Config):
     """
 
 
+class FewShotStage(Config):
+    """Worked examples for a few-shot prompt."""
+
+    shots: Positive
+    seed: int
+    """Draws them from the train split."""
+    split: Split
+    """The split that is asked: none of its questions becomes an example."""
+    reward: RewardName = "r1_zero"
+    """How an example ends: in tags, a box or a number."""
+    source: str | None = None
+    """File of problems with solutions whose first ones are shown; None draws from the train split."""
+    content: str | None = None
+    """sha256 of that file, filled in by the task, so that an edited file is felt."""
+
+    def key_settings(self) -> dict[str, Any]:
+        """A file counts by its content, not by where it lies; it is not drawn from."""
+        settings = super().key_settings()
+        if self.content is not None:
+            del settings["source"], settings["seed"]
+        return settings
+
+
 class SampleStage(Config):
     """Completions for problems of one split."""
 
     sampling: SamplingConfig
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     split: Split
+    subset: Literal["math500"] | None = None
+    """Only the problems that their source marks as of MATH-500."""
     limit: Positive | None = None
     """How many problems; None means all."""
     draw_seed: int | None = None
     """Draw `limit` problems by this seed instead of taking the first ones."""
     samples_per_problem: Positive = 1
     template: str | None = None
-    """Ask through this template instead of the problems' own prompts."""
+    """Ask through this template instead of the problems' own prompts; one with `{examples}` takes them from the input
+    `examples`."""
     keep_log_probs: bool = False
     seed: int
 
@@ -100,6 +126,34 @@ class SelectStage(Config):
     as_text: bool = False
     """Keep responses as text, for a student with another tokenizer than the sampled model's."""
     seed: int
+
+
+class PairsStage(Config):
+    """Preference pairs out of graded samples."""
+
+    max_per_problem: Positive
+    rejected: Literal["any", "formatted"] = "any"
+    """Which wrong samples may be rejected: any, or only formatted ones, so that a pair is about the answer alone."""
+    seed: int
+
+
+class ImportPairsStage(Config):
+    """Preference pairs from a file or a hub id."""
+
+    source: str
+    content: str | None = None
+    """sha256 of a local source, filled in by the task, so that an edited file is felt."""
+    template: str
+    """Text of the study's prompt template."""
+    render_prompts: bool = False
+    """Put prompts of no known form into the template; without it they are asked as they are."""
+
+    def key_settings(self) -> dict[str, Any]:
+        """A local source counts by its content, not by where it lies."""
+        settings = super().key_settings()
+        if self.content is not None:
+            del settings["source"]
+        return settings
 
 
 class SFTStage(Config):
@@ -177,10 +231,19 @@ class ChooseStage(Config):
     rule: Literal["best", "significant"]
 
 
+class Contrast(Config):
+    """Two settings to be compared over their seeds, by evaluation name or by name without the seed."""
+
+    name: str
+    against: str
+
+
 class AnalyzeStage(Config):
     """Statistics over the study's evaluations."""
 
     evaluations: tuple[Comparison, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    """Settings compared beside each run's start and the baseline: the two sides of an ablation."""
 
 
 class AcceptedStage(Config):

@@ -1,11 +1,12 @@
 """Uncertainty of accuracies: intervals, paired tests, pass@k. Small formulas over math.comb and numpy.
 
 An accuracy is a share of n problems, so it has a Wilson interval; two runs over the same problems are
-compared problem by problem (exact McNemar test, paired bootstrap); many comparisons are corrected (Holm).
+compared problem by problem (exact McNemar test, or a sign-flip test where problems have shares; paired bootstrap);
+many comparisons are corrected (Holm). What several seeds say together is in `alignment_core.seed_statistics`.
 """
 
 from collections.abc import Sequence
-from math import comb, sqrt
+from math import comb, isfinite, sqrt
 
 import numpy as np
 
@@ -13,14 +14,14 @@ Z_95 = 1.959963984540054
 """Standard normal quantile at 0.975."""
 
 
-def wilson_interval(k: float, n: int) -> tuple[float, float]:
+def wilson_interval(k: float, n: float) -> tuple[float, float]:
     """95 % score interval of a share with k successes in n trials (Wilson 1927).
 
     centre = (p + z²/2n) / (1 + z²/n), half width = z / (1 + z²/n) * sqrt(p(1-p)/n + z²/4n²), p = k/n.
-    With n = 0 nothing is known: (0, 1). `k` may be a fraction, the sum of n per-problem shares.
-    Raises ValueError unless 0 <= k <= n.
+    With n = 0 nothing is known: (0, 1). `k` may be a fraction, the sum of n per-problem shares, and n an effective
+    number of trials. Raises ValueError unless 0 <= k <= n, both finite.
     """
-    if not 0 <= k <= n:
+    if not (0 <= k <= n and isfinite(n)):
         raise ValueError(f"{k} successes in {n} trials: give 0 <= k <= n")
     if n == 0:
         return 0.0, 1.0
@@ -51,13 +52,14 @@ def paired_bootstrap(
 
     The mean of a resample depends only on how often each distinct difference occurs, so those counts are
     drawn (multinomial), which is the same distribution at a fraction of the cost.
-    Raises ValueError for unequal lengths or no problem at all.
+    Raises ValueError for unequal lengths, no problem at all, or a value that is not finite.
     """
     if len(correct_a) != len(correct_b) or not len(correct_a):
         raise ValueError(
             f"paired runs of {len(correct_a)} and {len(correct_b)} problems: give both over the same ones, at least one"
         )
     differences = np.asarray(correct_a, dtype=float) - np.asarray(correct_b, dtype=float)
+    _require_finite(differences)
     values, counts = np.unique(differences, return_counts=True)
     n = len(differences)
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
@@ -65,16 +67,43 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
+def sign_flip_test(differences: Sequence[float], seed: int, flips: int = 10_000) -> float:
+    """Two-sided p-value of paired differences whose signs are a matter of chance if there is no effect.
+
+    |sum(s_i d_i)| over random signs s_i is compared with |sum(d_i)|: p = (1 + #(at least as large)) / (1 + flips), so
+    never below 1 / (1 + flips); 1 where every difference is 0. With differences of -1, 0 and 1 it is McNemar's test,
+    estimated (Fisher 1935; Phipson and Smyth 2010, doi:10.2202/1544-6115.1585, for the two ones).
+    Raises ValueError for a value that is not finite.
+    """
+    values = np.asarray(differences, dtype=float)
+    _require_finite(values)
+    sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
+    if not len(sizes):
+        return 1.0
+    generator = np.random.default_rng(seed)
+    # Of m equal sizes only the number of positive signs counts, a binomial draw.
+    sums = sum(
+        size * (2 * generator.binomial(count, 0.5, flips) - count) for size, count in zip(sizes, counts, strict=True)
+    )
+    reached = int(np.count_nonzero(np.abs(sums) >= abs(values.sum()) - 1e-9))
+    return (1 + reached) / (1 + flips)
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased chance that k samples hold a correct one, from c correct of n: 1 - C(n-c, k) / C(n, k).
 
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    Chen et al. 2021, arXiv:2107.03374, equation 1. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(
             f"pass@{k} from {c} correct of {n}: give 0 <= c <= n and 1 <= k <= n; sample more for a larger k"
         )
     return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def powers_of_two(n: int) -> list[int]:
+    """1, 2, 4 … up to n: the k at which pass@k and maj@k are told."""
+    return [1 << bit for bit in range(n.bit_length())]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -92,3 +121,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def _require_finite(values: "np.ndarray") -> None:
+    """Raise ValueError naming the first value that is NaN or infinite."""
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(f"value {wrong[0]} is {values[wrong[0]]}, not a number to compare: grade that run again")

@@ -17,11 +17,10 @@ from alignment_core.config import (
     ExamplesConfig,
     ExpertIterationConfig,
     ModelConfig,
-    PreferencesConfig,
     SamplingConfig,
 )
 from alignment_core.config_base import Config
-from alignment_core.training_config import DPOConfig, GRPOConfig, SFTConfig
+from alignment_core.training_config import DPOConfig, GRPOConfig, PairsConfig, SFTConfig
 
 Method = Literal["evaluate", "sft", "expert_iteration", "grpo", "dpo"]
 NAME = re.compile(r"[A-Za-z0-9][\w.=+-]*(?:/[\w.=+-]+)*", re.ASCII)
@@ -99,7 +98,7 @@ class StudyConfig(Config):
     expert_iteration: ExpertIterationConfig = ExpertIterationConfig()
     grpo: GRPOConfig = GRPOConfig()
     dpo: DPOConfig = DPOConfig()
-    preferences: PreferencesConfig = PreferencesConfig()
+    pairs: PairsConfig = PairsConfig()
     budget: BudgetConfig | None = None
     """Limit of each GRPO run with its evaluation; None: as many steps as `grpo.n_grpo_steps` says."""
     experiments: tuple[ExperimentConfig, ...] = ()

@@ -6,9 +6,17 @@ A response is the text after the prompt. When the prompt ends in an opened `<thi
 
 import re
 
-from alignment_core.prompts import opens_reasoning
+from alignment_core.prompts import opens_reasoning, question_of
 
 OPEN = "<think>"
+CHAT = re.compile(
+    r"(?:<\|im_start\|>system\n(?:(?!<\|im_end\|>).)*<\|im_end\|>\s*)?<\|im_start\|>user\n(?P<question>(?:(?!<\|im_end\|>).)*)"
+    r"<\|im_end\|>\s*<\|im_start\|>assistant\n?\s*(?:<think>)?\s*",
+    re.DOTALL,
+)
+"""One user turn in the chat form of Qwen and others (ChatML), begun for the assistant."""
+INSTRUCTION = re.compile(r".*?### Instruction:\n(?P<question>.*?)\s*### Response:\s*", re.DOTALL)
+"""The instruction form of Alpaca."""
 CONVERSATION = re.compile(r"(?:\A|.*?\n)User: (?P<question>.*)\nAssistant:\s*(?:<think>)?\s*", re.DOTALL)
 
 
@@ -36,6 +44,18 @@ def fit_response(response: str, template: str, prompt: str | None = None) -> str
 
 
 def question_in(prompt: str) -> str | None:
-    """The question of a `… User: question / Assistant: <think>` prompt; None if it has another shape."""
-    found = CONVERSATION.fullmatch(prompt)
-    return found.group("question") if found else None
+    """The question of a prompt in a form that is known by its marks; None if it has another shape.
+
+    Known are `… User: question / Assistant: <think>`, ChatML with one user turn, and Alpaca's instructions.
+    """
+    for form in (CONVERSATION, CHAT, INSTRUCTION):
+        found = form.fullmatch(prompt)
+        if found:
+            return found.group("question").strip() if form is not CONVERSATION else found.group("question")
+    return None
+
+
+def embedded_question(prompt: str, template: str) -> str | None:
+    """The question of a prompt of a known form, or of one that `template` makes; None if it has another shape."""
+    found = question_in(prompt)
+    return question_of(prompt, template) if found is None else found

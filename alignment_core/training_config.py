@@ -78,6 +78,24 @@ class DPOConfig(EngineConfig):
     """Dev problems sampled at each point; 0 switches the curve off."""
 
 
+class PairsConfig(Config):
+    """Where the preference pairs of DPO come from: samples of the start policy, or a file."""
+
+    source: str | None = None
+    """File or hub id of pairs; None mines them from samples of the model that DPO starts from."""
+    render_prompts: bool = False
+    """Put a source's prompts of no known form into the study's template; without it they are asked as they are."""
+    questions: Positive | None = None
+    """Train problems sampled; None means all."""
+    samples_per_problem: Positive = 8
+    min_tokens: NonNegative = 4
+    """Shortest response the sampler may end."""
+    max_per_problem: Positive = 2
+    """Pairs per problem, at most."""
+    rejected: Literal["any", "formatted"] = "any"
+    """Which wrong samples may be rejected: any, or only formatted ones, so that a pair is about the answer alone."""
+
+
 class GRPOConfig(EngineConfig):
     """The assignment's policy-gradient loop; names and defaults are its own."""
 

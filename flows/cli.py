@@ -8,6 +8,7 @@ import typer
 
 from flows.cli_artifacts import artifacts
 from flows.cli_hosts import setup, status, worker
+from flows.cli_studies import studies
 from flows.user_errors import run_for_user as _user
 
 QUIET = {
@@ -92,36 +93,10 @@ def run(
     ] = None,
 ) -> None:
     """The whole study."""
-    extra = [] if budget is None else [f"budget.hours={_user(lambda: _hours(budget))}"]
+    from flows.settings import parse_hours
+
+    extra = [] if budget is None else [f"budget.hours={_user(lambda: parse_hours(budget))}"]
     _run_flow("study", preset, [*(overrides or []), *extra], root, plan, executor=executor)
-
-
-def _hours(text: str) -> float:
-    """`4h`, `1.5h` or `30m` in hours; ValueError for anything else."""
-    units = {"h": 1.0, "m": 1 / 60}
-    try:
-        hours = float(text[:-1]) * units[text[-1:]]
-    except (KeyError, ValueError):
-        hours = 0.0
-    if not 0 < hours < float("inf"):
-        raise ValueError(f"--budget {text!r} is no time: give hours or minutes, e.g. 4h or 30m")
-    return hours
-
-
-@app.command()
-def studies() -> None:
-    """The shipped studies; each runs at every scale: `alignflow run SCALE/STUDY`."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from flows.presets import scale_names, study_questions
-
-    table = Table("study", "what it asks", box=None)
-    for name, question in study_questions().items():
-        table.add_row(name, question)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"\nscales: {', '.join(scale_names())}; each alone runs its own ladder of methods")
 
 
 @app.command()
@@ -147,11 +122,21 @@ def evaluation(
         str | None, typer.Option(help="Folder or hub id, or key of a stage that holds a model; default: the preset's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that receives results.jsonl and summary.json.")] = None,
+    terms: Annotated[
+        str | None,
+        typer.Option(help="How to ask: r1_zero, question_only, few_shot or few_shot_boxed; default: the preset's."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--format", help="lm-eval also writes lm-evaluation-harness's sample and result files.")
+    ] = "jsonl",
 ) -> None:
     """Evaluate one model: sample, then grade."""
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out {out} is a file: give a folder")
-    extra: dict[str, Any] = {"out": str(out.resolve()) if out else None, "executor": executor}
+    if layout != "jsonl" and out is None:
+        raise typer.BadParameter(f"--format {layout} says how results are written: give --out, the folder for them")
+    extra: dict[str, Any] = {"out": str(out.resolve()) if out else None, "executor": executor, "terms": terms}
+    extra |= {"layout": layout}
     settings = list(overrides or [])
     if model is not None and _is_key(root, model):
         extra["artifact"] = model
@@ -275,8 +260,8 @@ def export(
     typer.echo(_user(lambda: export_model(root.resolve(), key, folder)))
 
 
-for host_command in (setup, worker, status):
-    app.command()(host_command)
+for command in (studies, setup, worker, status):
+    app.command()(command)
 
 
 def _is_key(root: Path, text: str) -> bool:

@@ -11,6 +11,7 @@ from alignment_core.stage_config import Comparison
 from alignment_core.study_config import Method
 from tasks.data import count_traces
 from tasks.evaluation import Evaluated, evaluate
+from tasks.preferences import import_pairs, mine_pairs, optimize_preferences
 from tasks.training import expert_round, finetune, optimize_policy
 from tasks.workspace import Workspace
 
@@ -93,11 +94,27 @@ def _grpo(workspace: Workspace, member: Member, start: Start) -> Trained:
     return _trained(workspace, member, start, _comparison(member, start, "grpo"), model)
 
 
+def _dpo(workspace: Workspace, member: Member, start: Start) -> Trained:
+    """Pairs from the start's own rollouts, or from a file, then one run on them."""
+    config, seed, name = member.config, derive_seed(member.seed, member.start), member.name
+    if config.pairs.source is None:
+        before = mine_pairs(
+            workspace, config, start.model, start.problems, pairs=config.pairs, seed=seed, label=f"{name}/pairs"
+        )
+    else:
+        before = (import_pairs(workspace, config, start.problems, pairs=config.pairs, label=f"{name}/pairs"),)
+    model = optimize_preferences(
+        workspace, config, start.model, before[-1], start.problems, dpo=config.dpo, seed=seed, label=name
+    )
+    return _trained(workspace, member, start, _comparison(member, start, "dpo"), model, before)
+
+
 _METHODS: dict[Method, Callable[[Workspace, Member, Start], Trained]] = {
     "evaluate": _evaluate,
     "sft": _sft,
     "expert_iteration": _expert_iteration,
     "grpo": _grpo,
+    "dpo": _dpo,
 }
 
 

@@ -90,6 +90,18 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, _number(parsed) if isinstance(parsed, str) and not quoted else parsed
 
 
+def parse_hours(text: str) -> float:
+    """`4h`, `1.5h` or `30m` in hours; ValueError for anything else."""
+    units = {"h": 1.0, "m": 1 / 60}
+    try:
+        hours = float(text[:-1]) * units[text[-1:]]
+    except (KeyError, ValueError):
+        hours = 0.0
+    if not 0 < hours < float("inf"):
+        raise ValueError(f"--budget {text!r} is no time: give hours or minutes, e.g. 4h or 30m")
+    return hours
+
+
 def _number(text: str) -> float | str:
     """YAML 1.1 reads 2e-5 as text; people mean the number."""
     try:

@@ -7,7 +7,7 @@ from alignment_core.config import EvaluationConfig, Variant
 from alignment_core.experiments import Member, Variation, carried_settings, members_of, selected, variations, waves
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
-from alignment_core.stage_config import Comparison
+from alignment_core.stage_config import Comparison, Contrast
 from alignment_core.store import canonical_json
 from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyConfig
 from flows.methods import Start, Trained, train
@@ -190,8 +190,16 @@ def require_traces(study: Study, places: list[tuple[Member, Start]]) -> None:
 
 
 def analyze_step(study: Study) -> ArtifactRef:
-    """Statistics over everything evaluated."""
-    return analyze(study.workspace, study.evaluations)
+    """Statistics over everything evaluated; the members of each experiment are compared with the first listed."""
+    trained = {item.comparison.name for item in study.evaluations}
+    contrasts = [
+        Contrast(name=one.group, against=first.group)
+        for experiment in study.config.experiments
+        for first, *others in [variations(experiment)]
+        for one in others
+        if any(name.startswith(f"{one.group}/seed") for name in trained)
+    ]
+    return analyze(study.workspace, study.evaluations, tuple(contrasts))
 
 
 def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:

@@ -34,16 +34,20 @@ def prepare_problems(workspace: Workspace, config: StudyConfig, label: str = "pr
 
 def source_digests(data: DataConfig) -> dict[str, str]:
     """Content of the local files and folders a data section names, by field; hub ids are left out."""
-    digests = {}
-    for name in ("train", "test", "traces"):
-        source = Path(getattr(data, name) or "")
-        if source.is_file():
-            digests[name] = file_sha256(source)
-        elif getattr(data, name) and source.is_dir():
-            files = sorted(path for path in source.rglob("*") if path.is_file())
-            parts = [f"{path.relative_to(source)} {file_sha256(path)}" for path in files]
-            digests[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return digests
+    digests = {name: source_digest(getattr(data, name)) for name in ("train", "test", "traces")}
+    return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def source_digest(source: str | None) -> str | None:
+    """sha256 of a local file or of all files in a folder; None for a hub id, or for nothing."""
+    path = Path(source or "")
+    if path.is_file():
+        return file_sha256(path)
+    if not source or not path.is_dir():
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = [f"{file.relative_to(path)} {file_sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def filter_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef, of: str = "") -> ArtifactRef:

@@ -4,12 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignment_core.choosing import Choice
-from alignment_core.config import EvaluationConfig, SamplingConfig, Split
+from alignment_core.config import EvaluationConfig, FewShotConfig, SamplingConfig, Split
 from alignment_core.planning import is_planned
+from alignment_core.problem_sources import require_readable
+from alignment_core.prompts import next_question_stop, read_template
 from alignment_core.records import ArtifactRef, EvalReport
 from alignment_core.seeding import derive_seed
-from alignment_core.stage_config import AnalyzeStage, ChooseStage, Comparison, GradeStage, ReportStage, SampleStage
+from alignment_core.stage_config import (
+    AnalyzeStage,
+    ChooseStage,
+    Comparison,
+    Contrast,
+    FewShotStage,
+    GradeStage,
+    ReportStage,
+    SampleStage,
+)
 from alignment_core.study_config import ExperimentConfig, StudyConfig
+from tasks.data import source_digest
 from tasks.mlflow_format import flatten
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
@@ -38,23 +50,58 @@ def evaluate(
     sampling: SamplingConfig | None = None,
     template: str | None = None,
 ) -> Evaluated:
-    """sample -> grade on the study's evaluation split, under the same seed for every model."""
+    """sample -> grade on the study's evaluation split, under the same seed for every model.
+
+    `template` asks otherwise than the study does; without it, `evaluation.few_shot` may.
+    """
     evaluation = evaluation or config.evaluation
     split = split or evaluation.split
+    sampling = sampling or config.sampling
+    inputs = {"model": model, "problems": problems}
+    if evaluation.few_shot is not None and template is None:
+        template = read_template(evaluation.few_shot.template)
+        sampling = ending_at_the_next_question(sampling, template)
+        inputs["examples"] = few_shot_examples(workspace, evaluation, evaluation.few_shot, split, problems)
     stage = SampleStage(
-        sampling=sampling or config.sampling,
+        sampling=sampling,
         compute_dtype=config.model.compute_dtype,
         split=split,
+        subset=evaluation.subset,
         limit=evaluation.limit,
         samples_per_problem=evaluation.samples_per_problem,
         template=template,
         seed=derive_seed(config.seed, "evaluate", split),
     )
     name = comparison.name
-    inputs = {"model": model, "problems": problems}
     completions = run_cached(workspace, "sample", stage, inputs, f"{name}: sample {split}")
     graded = grade(workspace, evaluation, split, completions, f"{name}: grade {split}")
     return Evaluated(comparison, graded, training)
+
+
+def few_shot_examples(
+    workspace: Workspace, evaluation: EvaluationConfig, few_shot: FewShotConfig, split: Split, problems: ArtifactRef
+) -> ArtifactRef:
+    """The worked examples of a few-shot evaluation, which all models share.
+
+    Raises ValueError, naming file and line, if their file cannot be read: at once, and in a plan too.
+    """
+    if few_shot.source is not None:
+        require_readable(few_shot.source, "train")
+    stage = FewShotStage(
+        shots=few_shot.shots,
+        seed=few_shot.seed,
+        split=split,
+        reward=evaluation.reward,
+        source=few_shot.source,
+        content=source_digest(few_shot.source),
+    )
+    return run_cached(workspace, "few_shot", stage, {"problems": problems}, f"examples for {split}")
+
+
+def ending_at_the_next_question(sampling: SamplingConfig, template: str) -> SamplingConfig:
+    """Sampling that also stops where a model goes on with a question of its own."""
+    stop = next_question_stop(template)
+    return sampling if stop is None else sampling.model_copy(update={"stop": (stop, *sampling.stop)})
 
 
 def grade(
@@ -69,9 +116,9 @@ def grade(
     return run_cached(workspace, "grade", stage, {"completions": completions}, label)
 
 
-def analyze(workspace: Workspace, evaluations: list[Evaluated]) -> ArtifactRef:
-    """Intervals, paired tests and the split of each gain over the study's evaluations."""
-    stage = AnalyzeStage(evaluations=tuple(item.comparison for item in evaluations))
+def analyze(workspace: Workspace, evaluations: list[Evaluated], contrasts: Sequence[Contrast] = ()) -> ArtifactRef:
+    """Intervals, paired tests and the split of each gain over the study's evaluations; and its `contrasts`."""
+    stage = AnalyzeStage(evaluations=tuple(item.comparison for item in evaluations), contrasts=tuple(contrasts))
     inputs = {item.comparison.name: item.grade for item in evaluations}
     return run_cached(workspace, "analyze", stage, inputs, "analyze")
 

@@ -1,54 +1,19 @@
 """Verdicts, gain splits and seed averages on worked examples: pytest tests/test_analysis.py"""
 
 import pytest
+from coded_outcomes import outcomes_of, report_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_core.analysis import Analysis, analyze, group_name, verdict
-from alignment_core.records import EvalReport
+from alignment_core.analysis import Analysis, analyze, group_name
+from alignment_core.comparisons import verdict
 from alignment_core.stage_config import Comparison
 from alignment_core.statistics import mcnemar_exact, wilson_interval
 
-Outcomes = dict[str, tuple[bool, bool]]
-
-
-def _outcomes(codes: str) -> Outcomes:
-    """One problem per letter: c correct, w formatted but wrong, u unformatted, x right without the format."""
-    kinds = {"c": (True, True), "w": (True, False), "u": (False, False), "x": (False, True)}
-    return {f"p{i}": kinds[code] for i, code in enumerate(codes)}
-
-
-def _report(outcomes: Outcomes, **more: object) -> EvalReport:
-    n = len(outcomes)
-    formatted = [correct for form, correct in outcomes.values() if form]
-    right = sum(correct for _, correct in outcomes.values())
-    low, high = wilson_interval(right, n)
-    fields: dict[str, object] = {
-        "n": n,
-        "n_correct": right,
-        "n_formatted": len(formatted),
-        "accuracy": right / n,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "format_rate": len(formatted) / n,
-        "accuracy_formatted": sum(formatted) / len(formatted) if formatted else None,
-        "truncation_rate": 0.0,
-        "categories": {},
-        "failures": {},
-        "mean_length": 30.0,
-        "mean_length_correct": None,
-        "mean_length_incorrect": None,
-        "mean_entropy": 0.5,
-        "n_suspicious": 0,
-        "n_timeouts": 0,
-        "response_tokens": 30 * n,
-    }
-    return EvalReport.model_validate(fields | more)
-
 
 def _analyze(evaluations: list[Comparison], codes: dict[str, str]) -> Analysis:
-    outcomes = {name: _outcomes(text) for name, text in codes.items()}
-    return analyze(evaluations, {name: _report(item) for name, item in outcomes.items()}, outcomes, resamples=2000)
+    outcomes = {name: outcomes_of(text) for name, text in codes.items()}
+    return analyze(evaluations, {name: report_of(item) for name, item in outcomes.items()}, outcomes, resamples=2000)
 
 
 ZERO = Comparison(name="zero-shot", method="zero-shot")
@@ -222,6 +187,32 @@ def test_names_must_be_unique_and_known() -> None:
 
 
 def test_outcomes_that_contradict_the_report_are_refused() -> None:
-    outcomes = _outcomes("cw")
+    outcomes = outcomes_of("cw")
     with pytest.raises(ValueError, match="counts 2 correct, its outcomes 1"):
-        analyze([ZERO], {"zero-shot": _report(outcomes, n_correct=2)}, {"zero-shot": outcomes})
+        analyze([ZERO], {"zero-shot": report_of(outcomes, n_correct=2)}, {"zero-shot": outcomes})
+
+
+# Numbers that are none
+
+
+def test_nan_metrics_are_refused() -> None:
+    outcomes = outcomes_of("cw")
+    with pytest.raises(ValueError, match="mean_length of 'zero-shot' is nan: evaluate it again"):
+        analyze([ZERO], {"zero-shot": report_of(outcomes, mean_length=float("nan"))}, {"zero-shot": outcomes})
+    broken = {"p0": (1.0, float("nan")), "p1": (1.0, 0.0)}
+    with pytest.raises(ValueError, match=r"'zero-shot' has the outcome \(1.0, nan\) on problem 'p0'"):
+        analyze([ZERO], {"zero-shot": report_of(outcomes)}, {"zero-shot": broken})
+
+
+def test_a_p_value_or_interval_that_is_none_is_no_verdict() -> None:
+    nan = float("nan")
+    assert verdict(nan, 0.1, 0.2) == verdict(0.01, nan, nan) == "cannot tell"
+
+
+def test_an_analysis_of_before_still_loads() -> None:
+    result = _analyze([ZERO, SFT], {"zero-shot": "cw", "sft/seed0": "cc"})
+    old = result.model_dump(exclude={"setting_comparisons": True, "comparisons": {"__all__": {"test"}}})
+    for group in old["groups"]:
+        for field in ("accuracy_low", "accuracy_high", "seed_sd", "note"):
+            del group[field]
+    assert Analysis.model_validate(old).comparisons == result.comparisons

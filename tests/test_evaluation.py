@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from alignment_core.evaluation import correct_by_problem, evaluate, failing_examples
-from alignment_core.records import Completion, FinishReason, GradedResponse, Problem
+from alignment_core.records import Completion, EvalReport, FinishReason, GradedResponse, Problem
 from alignment_core.statistics import wilson_interval
 from alignment_core.taxonomy import REASONS, failure_reason
+from alignment_core.votes import Ballot
 
 GOOD = " 3 + 5 = 8. </think> <answer> 8 </answer>"
 
@@ -207,10 +208,49 @@ def test_several_samples_of_a_problem_do_not_narrow_the_interval() -> None:
     assert (report.accuracy_low, report.accuracy_high) == wilson_interval(1, 2)
 
 
-def test_first_samples_stand_for_their_problems() -> None:
+def test_a_problem_counts_by_the_shares_of_its_samples() -> None:
     completions = [_completion(number=0, sample=1), _completion(number=0, sample=0), _completion(number=1)]
-    grades = [_grade(1, 1), _grade(0, 0), _grade(1, 0)]
-    assert correct_by_problem(completions, grades) == {"p0": (False, False), "p1": (True, False)}
+    grades = [_grade(1, 1), _grade(1, 0), _grade(1, 0)]
+    assert correct_by_problem(completions, grades) == {"p0": (1.0, 0.5), "p1": (1.0, 0.0)}
+
+
+def test_pass_at_k_by_hand() -> None:
+    completions = [_completion(number=i, sample=s) for i in range(2) for s in range(4)]
+    grades = [_grade(1, 1, "8")] + [_grade(1, 0, "7")] * 7
+    report = evaluate([_problem(0), _problem(1)], completions, grades)
+    # p0: 1 of 4 right, so 1/4, 1/2 and 1; p1: none
+    assert [(one.k, one.value) for one in report.pass_at_k] == [(1, 0.125), (2, 0.25), (4, 0.5)]
+    assert (report.pass_at_k[2].low, report.pass_at_k[2].high) == wilson_interval(1, 2)
+    assert report.pass_at_k[0].value == report.accuracy
+    assert (report.samples_per_problem, report.maj_at_k) == (4, [])
+
+
+def test_votes_enter_the_report() -> None:
+    completions = [_completion(number=i, sample=s) for i in range(2) for s in range(2)]
+    grades = [_grade(1, 1, "8"), _grade(1, 0, "7"), _grade(1, 1, "8"), _grade(1, 1, "8")]
+    ballots = [Ballot(((1, 1), (1, 0))), Ballot(((2, 2),), unmerged=1)]
+    report = evaluate([_problem(0), _problem(1)], completions, grades, ballots=ballots)
+    assert [(one.k, one.value) for one in report.maj_at_k] == [(1, 0.75), (2, 0.75)]
+    assert report.n_unmerged == 1
+
+
+def test_one_sample_each_has_no_pass_at_k_and_an_old_report_still_loads() -> None:
+    report = evaluate(*_small_evaluation())
+    assert (report.samples_per_problem, report.pass_at_k, report.maj_at_k) == (1, [], [])
+    new = {"samples_per_problem", "pass_at_k", "maj_at_k", "n_unmerged"}
+    assert EvalReport.model_validate(report.model_dump(exclude=new)) == report
+
+
+@pytest.mark.parametrize(("field", "value"), [("answer_reward", "nan"), ("reward", "inf"), ("format_reward", "nan")])
+def test_a_reward_that_is_no_number_is_refused(field: str, value: str) -> None:
+    grade = _grade(1, 1, "8").model_copy(update={field: float(value)})
+    with pytest.raises(ValueError, match=rf"{field} of sample 0 of problem 'p0' is {value}"):
+        evaluate([_problem()], [_completion()], [grade])
+
+
+def test_an_entropy_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="mean_entropy of sample 0 of problem 'p0' is nan"):
+        evaluate([_problem()], [_completion(entropy=float("nan"))], [_grade(1, 1, "8")])
 
 
 @pytest.mark.parametrize(

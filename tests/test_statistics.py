@@ -1,6 +1,6 @@
 """Intervals and tests against hand-worked values and scipy: pytest tests/test_statistics.py"""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -8,7 +8,15 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_core.statistics import holm, mcnemar_exact, paired_bootstrap, pass_at_k, wilson_interval
+from alignment_core.statistics import (
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    pass_at_k,
+    powers_of_two,
+    sign_flip_test,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 500), (1, 1), (13, 500), (461, 500), (500, 500), (136, 5000)])
@@ -102,6 +110,36 @@ def test_bootstrap_depends_on_its_seed_only() -> None:
 def test_bootstrap_refuses_unpaired_runs(a: list[int], b: list[int]) -> None:
     with pytest.raises(ValueError, match="same ones"):
         paired_bootstrap(a, b, seed=0)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match=f"value 1 is {wrong}"):
+        paired_bootstrap([1.0, wrong], [0.0, 1.0], seed=0)
+    with pytest.raises(ValueError, match=f"value 1 is {wrong}"):
+        sign_flip_test([1.0, wrong], seed=0)
+    with pytest.raises(ValueError, match="0 <= k <= n"):
+        wilson_interval(1.0, wrong)
+    with pytest.raises(ValueError, match="not a p-value"):
+        holm([0.1, wrong])
+
+
+@pytest.mark.parametrize(("b", "c"), [(12, 1), (6, 4), (30, 12), (0, 0)])
+def test_sign_flips_of_whole_differences_are_mcnemars_test(b: int, c: int) -> None:
+    differences = [1.0] * b + [-1.0] * c + [0.0] * 20
+    assert sign_flip_test(differences, seed=1, flips=100_000) == pytest.approx(mcnemar_exact(b, c), abs=0.006)
+
+
+def test_sign_flips_agree_with_all_flips_of_a_few() -> None:
+    differences = [0.5, 0.25, -0.25, 1.0, 0.75, 0.125]
+    signs = np.array(list(product([-1, 1], repeat=6)))
+    exact = np.mean(np.abs(signs @ differences) >= sum(differences) - 1e-9)
+    assert sign_flip_test(differences, seed=0, flips=50_000) == pytest.approx(exact, abs=0.006)
+    assert sign_flip_test(differences, seed=0) == sign_flip_test(differences, seed=0)
+
+
+def test_powers_of_two_reach_up_to_n() -> None:
+    assert [powers_of_two(n) for n in (1, 2, 7, 8)] == [[1], [1, 2], [1, 2, 4], [1, 2, 4, 8]]
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 2), (6, 3, 4), (4, 0, 2), (4, 4, 1)])

@@ -4,18 +4,20 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from alignment_core.comparability import Terms
 from alignment_core.evaluation import evaluate, failing_examples
 from alignment_core.records import Completion, EvalReport, GradedResponse, Problem, read_jsonl, write_jsonl
 from alignment_core.rewards import grade_stream
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import GradeStage
+from alignment_core.voting import count_votes
 
 CONFIG = GradeStage
 CHUNK = 512
 
 
 def run(config: GradeStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
-    """Write graded.jsonl (line by line with completions.jsonl), results.jsonl, summary.json, examples.json."""
+    """Write graded.jsonl (line by line with completions.jsonl), results.jsonl; {summary,terms,examples}.json."""
     completions = read_jsonl(inputs["completions"] / "completions.jsonl", Completion)
     asked = read_jsonl(inputs["completions"] / "problems.jsonl", Problem)
     by_id = {problem.id: problem for problem in asked}
@@ -41,9 +43,17 @@ def run(config: GradeStage, inputs: Mapping[str, Path], output: Path, run: RunCo
                 **grade.model_dump(exclude_none=True),
             }
             file.write(json.dumps(row) + "\n")
-    report = evaluate(asked, completions, grades, config.reward)
+    # Votes are counted where a model is judged; samples of train problems become training data, sample by sample.
+    voting = len(completions) > len(asked) and config.split != "train"
+    ballots = count_votes(completions, grades, config.reward, config.mode) if voting else []
+    report = evaluate(asked, completions, grades, config.reward, ballots)
     examples = failing_examples(asked, completions, grades, reward=config.reward)
     (output / "summary.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    terms = inputs["completions"] / "terms.json"
+    if terms.is_file():
+        asked_for = {"reward": config.reward, "mode": config.mode}
+        told = Terms.model_validate_json(terms.read_bytes()).model_copy(update=asked_for)
+        (output / "terms.json").write_text(told.model_dump_json(indent=1), encoding="utf-8")
     (output / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     run.emit(len(grades), {f"eval/{config.split}/{name}": value for name, value in _metrics(report).items()})
 
@@ -55,4 +65,5 @@ def _metrics(report: EvalReport) -> dict[str, float]:
     if report.n_thorough_only is not None and report.n_fast_only is not None:
         metrics["thorough_only_share"] = report.n_thorough_only / report.n
         metrics["fast_only_share"] = report.n_fast_only / report.n
-    return metrics
+    metrics |= {f"pass_at_{one.k}": one.value for one in report.pass_at_k}
+    return metrics | {f"maj_at_{one.k}": one.value for one in report.maj_at_k}

@@ -2,14 +2,15 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from alignment_core.comparability import asked_terms
 from alignment_core.completion_entropy import with_entropy
 from alignment_core.models import load_model, load_tokenizer
-from alignment_core.prompts import render
-from alignment_core.records import Completion, Problem, read_jsonl, write_jsonl
+from alignment_core.prompts import render, render_few_shot
+from alignment_core.records import Completion, Example, Problem, read_jsonl, write_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.sampling import PromptRequest, Sampler, build_requests, make_sampler
 from alignment_core.stage_config import SampleStage
@@ -24,7 +25,8 @@ def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunC
     """Write problems.jsonl, as they were asked, and completions.jsonl: the samples of a problem side by side."""
     source, revision = model_location(inputs["model"])
     tokenizer = load_tokenizer(source, revision)
-    problems = draw(read_split(inputs["problems"], config.split), config)
+    examples = read_jsonl(inputs["examples"] / "examples.jsonl", Example) if "examples" in inputs else []
+    problems = draw(read_split(inputs["problems"], config.split), config, examples)
     requests = build_requests(problems, tokenizer, config.samples_per_problem, config.seed)
     model = load_model(source, revision)
     sampler = make_sampler(model, tokenizer, config.sampling, config.compute_dtype, run.say)
@@ -34,17 +36,41 @@ def run(config: SampleStage, inputs: Mapping[str, Path], output: Path, run: RunC
         completions = [item.model_copy(update={"sampler_log_probs": None}) for item in completions]
     write_jsonl(output / "problems.jsonl", problems)
     write_jsonl(output / "completions.jsonl", completions)
+    terms = asked_terms(config, problems, asked_template(config, inputs["problems"]), len(examples))
+    (output / "terms.json").write_text(terms.model_dump_json(indent=1), encoding="utf-8")
 
 
-def draw(problems: list[Problem], config: SampleStage) -> list[Problem]:
-    """The first `limit` problems, or `limit` drawn by `draw_seed` without replacement, under the stage's template."""
+def asked_template(config: SampleStage, prepared: Path) -> str | None:
+    """Text of the template the problems are asked through; None where their folder does not tell."""
+    written = prepared / "template.txt"
+    if config.template is not None or not written.is_file():
+        return config.template
+    return written.read_text(encoding="utf-8")
+
+
+def draw(problems: list[Problem], config: SampleStage, examples: Sequence[Example] = ()) -> list[Problem]:
+    """The first `limit` problems, or `limit` drawn by `draw_seed` without replacement, under the stage's template.
+
+    Raises ValueError if MATH-500 is asked for and no problem is marked as of it.
+    """
+    if config.subset == "math500":
+        problems = [one for one in problems if one.meta.get("in_math500") is True]
+        if not problems:
+            raise ValueError(
+                "evaluation.subset is math500, and no problem of the split says in_math500: give data.test rows with "
+                "that field, or a file of MATH-500 and no subset"
+            )
     if config.draw_seed is not None:
         problems = random.Random(config.draw_seed).sample(problems, len(problems))
     chosen = problems[: config.limit]
     if config.template is None:
         return chosen
     template = config.template
-    return [one.model_copy(update={"prompt": render(template, one.question)}) for one in chosen]
+    if examples:
+        prompts = [render_few_shot(template, examples, one.question) for one in chosen]
+    else:
+        prompts = [render(template, one.question) for one in chosen]
+    return [one.model_copy(update={"prompt": prompt}) for one, prompt in zip(chosen, prompts, strict=True)]
 
 
 def sample_in_chunks(

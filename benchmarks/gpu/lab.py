@@ -67,7 +67,7 @@ def _judge_once(lab: Lab, phase: str, label: str, sampling: SamplingConfig) -> N
     grades = grade_batch(texts, golds, "r1_zero")
     graded = watch.lap()
     loose = sum(grade.reward > 0 for grade in grade_batch(texts, golds, "number"))
-    verdicts = {key: correct for key, (_, correct) in correct_by_problem(completions, grades).items()}
+    verdicts = {key: correct > 0 for key, (_, correct) in correct_by_problem(completions, grades).items()}
     lab.verdicts.setdefault(phase, {})[label] = verdicts
     slim = [item.model_copy(update={"sampler_log_probs": None, "prompt_ids": []}) for item in completions]
     scored = [ScoredCompletion(completion=item, grade=grade) for item, grade in zip(slim, grades, strict=True)]

@@ -1,0 +1,201 @@
+"""Whether a number may stand beside a published one: the same prompt, problems and sampling, or what differs.
+
+An evaluation is told by its terms: the sha256 of its template, a digest of the questions it asks (a set is what its
+rows are, not what its file is called), how many worked examples it shows, how it samples, and the reward. Published
+numbers lie in `templates/published_numbers.json`, each with its source and the terms under which it was reported; where
+a report leaves a term open, that is told as a doubt, never taken for agreement.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from alignment_core.leakage import case_and_space_free
+from alignment_core.prompts import template_sha256
+from alignment_core.records import Problem, Record
+from alignment_core.stage_config import SampleStage
+
+PUBLISHED_R1_ZERO = "56213732da87e12ace60a2b88a16df0af18280fb0563a957cbecc938a6a2ac0e"
+"""sha256 of the r1_zero template under which most of the field's numbers were reported."""
+SHOWN = 12
+"""Characters of a digest that a sentence shows."""
+
+
+class Terms(Record):
+    """Under what an evaluation was made; what is None is unknown."""
+
+    template_sha256: str | None
+    shots: int = 0
+    """Worked examples before each question."""
+    questions_sha256: str | None
+    """Digest of the questions asked (`questions_digest`)."""
+    n_problems: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    samples_per_problem: int = 1
+    reward: str | None = None
+    """The grade stage adds it."""
+    mode: str | None = None
+
+
+class EvaluationSet(Record):
+    """A set of problems the field reports on."""
+
+    name: str
+    n: int
+    questions_sha256: str | None
+    """None where the set is not public or not settled: nothing can be shown to be it."""
+
+
+class PublishedNumber(Record):
+    """One accuracy that others reported."""
+
+    source: str
+    """Repository or report, as it can be found."""
+    method: str
+    accuracy: float
+    """Per cent."""
+    evaluation_set: str
+    """Name of an `EvaluationSet`."""
+    model: str
+    template_sha256: str | None
+    shots: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    reward: str | None = None
+    precision: Literal["reported", "read off a plot"] = "reported"
+    note: str = ""
+
+
+class Published(Record):
+    """Everything quoted, with the sets it is about."""
+
+    sets: list[EvaluationSet]
+    numbers: list[PublishedNumber]
+
+    def set_named(self, name: str) -> EvaluationSet:
+        """The set of that name; KeyError if there is none."""
+        return {one.name: one for one in self.sets}[name]
+
+
+class Comparability(Record):
+    """One published number beside ours."""
+
+    published: PublishedNumber
+    comparable: bool
+    differs: list[str]
+    """What differs or is not known, in words; empty if comparable."""
+
+    @property
+    def label(self) -> str:
+        """`comparable`, or `not comparable: …` with what differs."""
+        return "comparable" if self.comparable else f"not comparable: {'; '.join(self.differs)}"
+
+
+def questions_digest(problems: Sequence[Problem]) -> str:
+    """sha256 over the sorted distinct questions and how often each occurs, case and white space aside."""
+    asked = sorted(case_and_space_free(problem.question) for problem in problems)
+    return hashlib.sha256("\x1f".join(asked).encode()).hexdigest()
+
+
+def asked_terms(config: SampleStage, problems: Sequence[Problem], template: str | None, shots: int = 0) -> Terms:
+    """The terms of a sample stage over the problems it asks; what it asks them for is the grade stage's to say."""
+    return Terms(
+        template_sha256=None if template is None else template_sha256(template),
+        shots=shots,
+        questions_sha256=questions_digest(problems),
+        n_problems=len(problems),
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        max_tokens=config.sampling.max_tokens,
+        min_tokens=config.sampling.min_tokens,
+        stop=config.sampling.stop,
+        samples_per_problem=config.samples_per_problem,
+    )
+
+
+def published_numbers() -> Published:
+    """The published numbers that are quoted, with their sources."""
+    path = Path(__file__).parent / "templates" / "published_numbers.json"
+    return Published.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def evaluation_set(terms: Terms, published: Published | None = None) -> EvaluationSet | None:
+    """The known set whose questions these are; None for any other."""
+    sets = (published or published_numbers()).sets
+    known = (one for one in sets if one.questions_sha256 is not None)
+    return next((one for one in known if one.questions_sha256 == terms.questions_sha256), None)
+
+
+def compare_with(
+    terms: Terms, number: PublishedNumber, model: str | None = None, published: Published | None = None
+) -> Comparability:
+    """Whether our evaluation may stand beside a published number, and what differs if not.
+
+    `model` is the model our evaluation started from, where it is to be the same one; None does not ask.
+    """
+    known = published or published_numbers()
+    wanted = known.set_named(number.evaluation_set)
+    differs = [
+        *_prompt_differs(terms, number),
+        *_set_differs(terms, wanted, known),
+        *_sampling_differs(terms, number),
+    ]
+    if number.reward is None or terms.reward is None or number.reward != terms.reward:
+        differs.append(f"reward ({_told(terms.reward)} here, {_told(number.reward)} there)")
+    if terms.mode == "thorough":
+        differs.append("grader (thorough here; published verdicts are those of the fast mode)")
+    if model is not None and model.rsplit("/", 1)[-1] != number.model.rsplit("/", 1)[-1]:
+        differs.append(f"start model ({model} here, {number.model} there)")
+    return Comparability(published=number, comparable=not differs, differs=differs)
+
+
+def beside_published(terms: Terms, model: str | None = None) -> list[Comparability]:
+    """Every published number beside ours, the comparable ones first, then in the order of the file."""
+    known = published_numbers()
+    found = [compare_with(terms, number, model, known) for number in known.numbers]
+    return sorted(found, key=lambda one: not one.comparable)
+
+
+def _prompt_differs(terms: Terms, number: PublishedNumber) -> list[str]:
+    differs = []
+    if terms.template_sha256 is None or number.template_sha256 is None:
+        differs.append("template (not known on both sides)")
+    elif terms.template_sha256 != number.template_sha256:
+        differs.append(
+            f"template (sha256 {terms.template_sha256[:SHOWN]} here, {number.template_sha256[:SHOWN]} there)"
+        )
+    if terms.shots != number.shots:
+        differs.append(f"worked examples ({terms.shots} here, {number.shots} there)")
+    return differs
+
+
+def _set_differs(terms: Terms, wanted: EvaluationSet, published: Published) -> list[str]:
+    if wanted.questions_sha256 is not None and wanted.questions_sha256 == terms.questions_sha256:
+        return []
+    ours = evaluation_set(terms, published)
+    here = f"{ours.name} ({ours.n})" if ours is not None else f"{terms.n_problems} other problems"
+    doubt = "" if wanted.questions_sha256 is not None else ", whose rows are not public"
+    return [f"evaluation set ({here} here, {wanted.name} ({wanted.n}){doubt} there)"]
+
+
+def _sampling_differs(terms: Terms, number: PublishedNumber) -> list[str]:
+    differs = []
+    for name, here, there in (
+        ("temperature", terms.temperature, number.temperature),
+        ("top_p", terms.top_p, number.top_p),
+        ("max_tokens", terms.max_tokens, number.max_tokens),
+    ):
+        if there is None or here != there:
+            differs.append(f"{name} ({here:g} here, {_told(there)} there)")
+    return differs
+
+
+def _told(value: object) -> str:
+    return "not told" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)

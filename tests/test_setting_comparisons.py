@@ -1,0 +1,116 @@
+"""Settings over their seeds: comparisons, contrasts, and problems sampled several times."""
+
+import pytest
+from coded_outcomes import outcomes_of, report_of
+
+from alignment_core.analysis import Analysis, analyze
+from alignment_core.seed_statistics import ONE_SEED
+from alignment_core.stage_config import Comparison, Contrast
+from alignment_core.statistics import holm, mcnemar_exact, wilson_interval
+
+ZERO = Comparison(name="zero-shot", method="zero-shot")
+SFT = Comparison(name="sft/seed0", method="sft", start="zero-shot", seed=0, size=128, variant="raw")
+
+
+def _seeded(setting: str, seeds: int = 3) -> list[Comparison]:
+    return [Comparison(name=f"{setting}/seed{i}", method="grpo", start="zero-shot", seed=i) for i in range(seeds)]
+
+
+def _contrasted(evaluations: list[Comparison], codes: dict[str, str], *contrasts: Contrast) -> Analysis:
+    outcomes = {name: outcomes_of(text) for name, text in codes.items()}
+    reports = {name: report_of(item) for name, item in outcomes.items()}
+    return analyze(evaluations, reports, outcomes, resamples=2000, contrasts=contrasts)
+
+
+CODES = {"zero-shot": "w" * 40} | {f"grpo/a/seed{i}": "c" * (20 + i) + "w" * (20 - i) for i in range(3)}
+
+
+def test_a_setting_meets_its_start_over_its_seeds_and_problems() -> None:
+    (comparison,) = _contrasted([ZERO, *_seeded("grpo/a")], CODES).setting_comparisons
+    assert (comparison.name, comparison.against) == ("grpo/a", "zero-shot")
+    assert (comparison.relations, comparison.test) == (["start", "zero-shot"], "seeds_and_problems")
+    assert (comparison.seeds, comparison.left_out, comparison.n) == ([0, 1, 2], [], 40)
+    assert comparison.difference == pytest.approx(21 / 40)
+    assert comparison.seed_sd == pytest.approx(1 / 40)
+    assert 0 < comparison.low < 21 / 40 < comparison.high
+    assert (comparison.verdict, comparison.note) == ("better", "")
+
+
+def test_every_comparison_of_an_analysis_is_corrected_together() -> None:
+    result = _contrasted([ZERO, *_seeded("grpo/a")], CODES)
+    raw = [c.p_value for c in (*result.comparisons, *result.setting_comparisons)]
+    assert [c.p_holm for c in (*result.comparisons, *result.setting_comparisons)] == pytest.approx(holm(raw))
+    assert len(raw) == 4
+
+
+def test_two_settings_are_contrasted_by_seed_and_problem() -> None:
+    codes = CODES | {f"grpo/b/seed{i}": "c" * (2 + i) + "w" * (38 - i) for i in range(3)}
+    runs = [ZERO, *_seeded("grpo/a"), *_seeded("grpo/b")]
+    result = _contrasted(runs, codes, Contrast(name="grpo/b", against="grpo/a/seed0"))
+    contrast = result.setting_comparisons[-1]
+    assert (contrast.name, contrast.against, contrast.relations) == ("grpo/b", "grpo/a", ["contrast"])
+    assert contrast.difference == pytest.approx(-18 / 40)
+    assert (contrast.seed_sd, contrast.verdict) == (pytest.approx(0.0), "worse")
+
+
+def test_seeds_far_apart_forbid_a_verdict_that_each_run_would_have() -> None:
+    codes = {"zero-shot": "w" * 40}
+    codes |= {f"grpo/a/seed{i}": "c" * right + "w" * (40 - right) for i, right in enumerate((8, 38, 10))}
+    result = _contrasted([ZERO, *_seeded("grpo/a")], codes)
+    assert {c.verdict for c in result.comparisons} == {"better"}
+    assert result.setting_comparisons[0].verdict == "cannot tell"
+
+
+def test_a_contrast_of_one_seed_says_that_seeds_are_unknown() -> None:
+    codes = {"zero-shot": "w" * 20, "grpo/a/seed0": "c" * 20, "grpo/b/seed0": "c" * 12 + "w" * 8}
+    runs = [ZERO, *_seeded("grpo/a", 1), *_seeded("grpo/b", 1)]
+    (contrast,) = _contrasted(runs, codes, Contrast(name="grpo/a", against="grpo/b")).setting_comparisons
+    assert (contrast.seeds, contrast.seed_sd, contrast.note, contrast.test) == ([0], None, ONE_SEED, "mcnemar")
+    assert contrast.p_value == mcnemar_exact(8, 0)
+
+
+def test_seeds_of_one_side_only_are_left_out_and_told() -> None:
+    codes = CODES | {f"grpo/b/seed{i}": "c" * 5 + "w" * 35 for i in range(2)}
+    runs = [ZERO, *_seeded("grpo/a"), *_seeded("grpo/b", 2)]
+    contrast = _contrasted(runs, codes, Contrast(name="grpo/a", against="grpo/b")).setting_comparisons[-1]
+    assert (contrast.seeds, contrast.left_out) == ([0, 1], [2])
+    assert "seeds 2 of only one setting are left out" in contrast.note
+
+
+def test_settings_without_a_common_seed_are_refused() -> None:
+    codes = {"zero-shot": "w" * 9, "grpo/a/seed0": "c" * 9, "grpo/b/seed1": "c" * 9}
+    other = Comparison(name="grpo/b/seed1", method="grpo", seed=1)
+    with pytest.raises(ValueError, match="share no seed"):
+        _contrasted([ZERO, *_seeded("grpo/a", 1), other], codes, Contrast(name="grpo/a", against="grpo/b"))
+
+
+@pytest.mark.parametrize("against", ["grpo/z", "grpo/a/seed1"])
+def test_a_contrast_needs_two_settings_of_the_analysis(against: str) -> None:
+    with pytest.raises(ValueError, match=r"two different settings of the analysis, among zero-shot, grpo/a"):
+        _contrasted([ZERO, *_seeded("grpo/a")], CODES, Contrast(name="grpo/a", against=against))
+
+
+def test_a_group_has_an_interval_over_seeds_and_problems() -> None:
+    groups = _contrasted([ZERO, *_seeded("grpo/a")], CODES).groups
+    assert (groups[0].accuracy_low, groups[0].accuracy_high) == wilson_interval(0, 40)
+    assert (groups[0].note, groups[0].seed_sd) == (ONE_SEED, None)
+    low, high = groups[1].accuracy_low, groups[1].accuracy_high
+    assert low is not None
+    assert high is not None
+    assert low < 21 / 40 < high
+    assert (groups[1].note, groups[1].seed_sd) == ("", pytest.approx(1 / 40))
+
+
+def test_problems_sampled_several_times_are_compared_by_their_shares() -> None:
+    outcomes = {"zero-shot": {f"p{i}": (1.0, 0.25) for i in range(20)}}
+    outcomes["sft/seed0"] = {f"p{i}": (1.0, 0.5 if i < 15 else 0.25) for i in range(20)}
+    reports = {
+        name: report_of(outcomes_of("w" * 20), n=80, n_correct=round(80 * sum(c for _, c in item.values()) / 20))
+        for name, item in outcomes.items()
+    }
+    (comparison,) = analyze([ZERO, SFT], reports, outcomes).comparisons
+    assert (comparison.test, comparison.only_name, comparison.only_against) == ("sign_flip", 15, 0)
+    assert (comparison.both, comparison.neither) == (5, 0)
+    assert comparison.difference == pytest.approx(0.1875)
+    assert comparison.p_value < 0.001
+    assert comparison.verdict == "better"
