@@ -50,7 +50,7 @@ _METRICS = (
     _Metric("Response length", "tokens", ("train/mean_length", "eval/mean_length")),
     _Metric("Gradient norm", "L2, before clipping", ("train/grad_norm",)),
 )
-_METHODS = {"zero-shot": (5, "o"), "plain": (4, "D"), "sft": (0, "o"), "ei": (1, "s"), "grpo": (2, "^")}
+_METHODS = {"zero-shot": (5, "o"), "plain": (4, "D"), "sft": (0, "o"), "ei": (1, "s"), "grpo": (2, "^"), "dpo": (3, "v")}
 _CATEGORIES = {
     "1,1": ("formatted, right", 0),
     "1,0": ("formatted, wrong", 1),
