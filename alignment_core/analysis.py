@@ -205,7 +205,7 @@ def _row(evaluation: Comparison, report: EvalReport) -> EvaluationRow:
     share, n = report.accuracy_formatted, report.n_formatted
     interval = (None, None) if share is None else wilson_interval(round(share * n), n)
     return EvaluationRow(
-        **evaluation.model_dump(),
+        **evaluation.model_dump(exclude={"experiment", "varied"}),
         group=group_name(evaluation.name, evaluation.seed),
         report=report,
         accuracy_formatted_low=interval[0],

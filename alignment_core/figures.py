@@ -1,301 +1,179 @@
-"""The figures of a report, as SVG text, from an analysis and from the events of training runs."""
+"""The figures of a page's results, as SVG text: members, data set sizes, Expert Iteration rounds, categories."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignment_core.analysis import Analysis, EvaluationRow, group_name
-from alignment_core.drawing import (
-    COLORS,
-    Figure,
-    LegendEntry,
-    color,
-    draw,
-    interval_dot,
-    line_legend,
-    look,
-    short,
-    thin,
-)
+from alignment_core.analysis import Analysis, EvaluationRow
+from alignment_core.chart import Axis, Panel, linear_axis, log_axis, rows_axis, rows_height
+from alignment_core.drawing import Figure, Look, color, line_legend, look, patch_legend, short
+from alignment_core.report_answers import ROUND, ExperimentAnswer, MemberAnswer
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Point = Mapping[str, object]
-"""One point of a curve: {"step": int, "metrics": {name: number}}."""
-Placed = tuple[float, EvaluationRow]
-"""An evaluation and its x."""
-
-
-class _Metric(NamedTuple):
-    """One panel of the training curves."""
-
-    title: str
-    unit: str
-    names: tuple[str, ...]
-    """Event metrics in order of preference; the first one recorded is shown."""
-    scale: float = 1.0
-    bottom: float | None = 0.0
-    """Lower end of the axis; None follows the data."""
-    top: float | None = None
-
-
-_METRICS = (
-    _Metric("Accuracy", "%", ("eval/accuracy",), 100.0, top=102.0),
-    _Metric("Format rate", "%", ("eval/format_rate", "train/format_reward"), 100.0, top=102.0),
-    _Metric("Reward", "mean per response", ("train/reward",), bottom=None),
-    _Metric("Loss", "as optimized", ("train/loss",), bottom=None),
-    _Metric("Entropy", "nats per token", ("train/entropy", "eval/entropy")),
-    _Metric("Response length", "tokens", ("train/mean_length", "eval/mean_length")),
-    _Metric("Gradient norm", "L2, before clipping", ("train/grad_norm",)),
-)
-_METHODS = {"zero-shot": (5, "o"), "plain": (4, "D"), "sft": (0, "o"), "ei": (1, "s"), "grpo": (2, "^"), "dpo": (3, "v")}
+_START = Look(color(5), "3 3", "ring")
 _CATEGORIES = {
     "1,1": ("formatted, right", 0),
     "1,0": ("formatted, wrong", 1),
     "0,0": ("unformatted", 5),
     "0,1": ("right without the format", 3),
 }
-_INTERVALS = "Bars are 95 % Wilson intervals."
+_MEANS = "A dot per seed; the line is the 95 % interval of the mean, the bar on it the mean."
+Placed = tuple[float, EvaluationRow]
+"""An evaluation and its x."""
 
 
-def methods_figure(analysis: Analysis) -> Figure:
-    """Accuracy of every setting with its 95 % interval, one dot per seed; of Expert Iteration the last round."""
-    earlier = {row.group for rounds in _chains(analysis).values() for row in _but_last(rounds)}
-    groups = [group for group in analysis.groups if group.group not in earlier]
-    rows = {row.name: row for row in analysis.evaluations}
+def members_figure(answer: ExperimentAnswer) -> Figure:
+    """Accuracy of every member: a dot per seed, the interval of the mean; what they started from as dashed lines."""
+    members = answer.done
+    starts = {row.group: row for row in answer.starts if row.group not in {member.group for member in members}}
+    title, subject = "Accuracy of each member", answer.outline.name
+    if not members:
+        return Figure(title, [], [], "No member has been evaluated.", subject)
+    reached = [100 * value for member in members for value in _extent(member)]
+    reached += [100 * row.report.accuracy for row in starts.values()]
+    names = [f"{short(member.label)} ★" if member.chosen else short(member.label) for member in members]
+    panel = Panel(linear_axis("Accuracy (%)", reached), rows_axis(names), rows_height(len(names)))
+    for row in starts.values():
+        at = 100 * row.report.accuracy
+        panel.span((at, panel.y.low), (at, panel.y.high), _START, 1.2)
+    for place, member in enumerate(members):
+        _member_row(panel, -float(place), member)
+    problems = sorted({row.report.n for member in members for row in member.rows})
+    told = " or ".join(f"{count:,}" for count in problems)
+    caption = f"{_MEANS} {told} responses each."
+    if starts:
+        caption += f" Dashed: {', '.join(starts)}, which they start from."
+    if any(len(member.rows) == 1 for member in members):
+        caption += " Of a single seed, the interval is over problems alone."
+    if any(member.chosen for member in members):
+        caption += " ★: taken on."
+    if lacking := [member.label for member in members if member.interval is None]:
+        caption += f" No interval over seeds was worked out for {', '.join(lacking)}."
+    return Figure(title, [panel.svg(f"{subject}: accuracy of each member, with 95 % intervals")], [], caption, subject)
 
-    def paint(axes: "Axes") -> None:
-        for place, group in enumerate(groups):
-            for turn, name in enumerate(group.members):
-                y = place + (turn - (len(group.members) - 1) / 2) * 0.22
-                interval_dot(
-                    axes, (_percent(rows[name]), y), _bounds(rows[name]), *_METHODS[group.method], upright=False
-                )
-        _name_rows(axes, [group.group for group in groups])
-        axes.set_xlabel("Accuracy (%)")
 
-    svg = draw("methods", "Accuracy of each method with 95 % intervals", paint, 0.7 + 0.3 * len(groups))
-    used = dict.fromkeys(group.method for group in groups)
-    legend = [LegendEntry(method, color(_METHODS[method][0]), filled=True) for method in used]
-    seeds = " One dot per seed." if any(len(group.members) > 1 for group in groups) else ""
-    rounds = " Of Expert Iteration, the last round." if earlier else ""
-    return Figure("Accuracy by method", [svg], legend, _INTERVALS + seeds + rounds)
+def _extent(member: MemberAnswer) -> list[float]:
+    ends = [member.interval.low, member.interval.high] if member.interval else []
+    return ends + [row.report.accuracy for row in member.rows]
 
 
-def size_figure(analysis: Analysis) -> Figure | None:
-    """Accuracy against the number of SFT examples, one line per variant; None without an SFT evaluation."""
-    sft = [row for row in analysis.evaluations if row.method == "sft"]
-    sized = [row for row in sft if row.size is not None]
-    variants: dict[str, list[Placed]] = {}
-    for row in sized:
-        variants.setdefault(row.variant or "all traces", []).append((row.size or 1, row))
-    if not sft:
+def _member_row(panel: Panel, y: float, member: MemberAnswer) -> None:
+    how = Look(color(0 if not member.chosen else 1), "", "circle")
+    if member.interval is not None:
+        panel.span((100 * member.interval.low, y), (100 * member.interval.high, y), how, 2.0)
+    mean = 100 * (member.accuracy or 0.0)
+    panel.span((mean, y - 0.22), (mean, y + 0.22), how, 2.0)
+    for turn, row in enumerate(member.rows):
+        offset = (turn - (len(member.rows) - 1) / 2) * min(0.16, 0.5 / len(member.rows))
+        title = f"{row.name}: {100 * row.report.accuracy:.1f} %"
+        panel.mark((100 * row.report.accuracy, y - offset), how, 3.2, title)
+
+
+def size_figure(answer: ExperimentAnswer) -> Figure | None:
+    """Accuracy against the number of SFT examples, a line per combination of the other settings; None without sizes."""
+    sized = [member for member in answer.done if member.rows[0].size is not None]
+    if answer.outline.method != "sft" or len({member.rows[0].size for member in sized}) < 2:
         return None
-    sizes = _spread(sorted({row.size for row in sized if row.size is not None}))
-
-    def paint(axes: "Axes") -> None:
-        for index, placed in enumerate(variants.values()):
-            # A shift of a few per cent keeps the intervals of two variants apart.
-            _line_with_intervals(axes, [(size * 1.05**index, row) for size, row in placed], index)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
-        axes.set_ylim(0, 100)
-        axes.set_xlabel("SFT examples (log scale)")
-        axes.set_ylabel("Accuracy (%)")
-
-    unsized = [row.name for row in sft if row.size is None]
-    note = f" Size unknown, so not shown: {', '.join(unsized)}." if unsized else ""
-    panels = [draw("sizes", "Accuracy against SFT data set size", paint, 3.0)] if sized else []
-    caption = f"Lines join the means over seeds. {_INTERVALS}{note}"
-    return Figure("Accuracy and SFT data set size", panels, line_legend(list(variants)), caption)
+    lines: dict[str, list[MemberAnswer]] = {}
+    for member in sized:
+        others = [value for name, value in member.varied.items() if name != "examples.size"]
+        lines.setdefault(", ".join(others) or "all", []).append(member)
+    x = log_axis("SFT examples (logarithmic)", [float(member.rows[0].size or 1) for member in sized])
+    reached = [100 * value for member in sized for value in _extent(member)]
+    panel = Panel(x, linear_axis("Accuracy (%)", reached, 0.0), 230)
+    for index, members in enumerate(lines.values()):
+        _size_line(panel, index, sorted(members, key=lambda member: member.rows[0].size or 0))
+    title, subject = "Accuracy and data set size", answer.outline.name
+    caption = f"{_MEANS} Lines join the means."
+    return Figure(title, [panel.svg(f"{subject}: {title.lower()}")], line_legend(list(lines)), caption, subject)
 
 
-def rounds_figure(analysis: Analysis) -> Figure | None:
-    """Accuracy and entropy over Expert Iteration rounds, round 0 being the start; None without rounds."""
-    chains = _chains(analysis)
-    if not chains:
+def _size_line(panel: Panel, index: int, members: Sequence[MemberAnswer]) -> None:
+    placed = [(float(member.rows[0].size or 1), member) for member in members]
+    panel.line([(x, 100 * (member.accuracy or 0.0)) for x, member in placed], look(index))
+    for x, member in placed:
+        if member.interval is not None:
+            panel.span((x, 100 * member.interval.low), (x, 100 * member.interval.high), look(index))
+        for row in member.rows:
+            panel.mark(
+                (x, 100 * row.report.accuracy), look(index), 3.0, f"{row.name}: {100 * row.report.accuracy:.1f} %"
+            )
+
+
+def rounds_figure(answer: ExperimentAnswer, analysis: Analysis) -> Figure | None:
+    """Accuracy, and entropy where known, round by round of Expert Iteration; None for other methods."""
+    chains = {member.label: _rounds(member, analysis) for member in answer.done if member.rows[0].method == "ei"}
+    if not any(len(rounds) > 1 for rounds in chains.values()):
         return None
-
-    def paint_accuracy(axes: "Axes") -> None:
-        for index, rounds in enumerate(chains.values()):
-            _line_with_intervals(axes, [(step + 0.04 * index, row) for step, row in rounds], index)
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("Accuracy (%)")
-        _whole_rounds(axes, chains)
-
-    def paint_entropy(axes: "Axes") -> None:
-        for index, rounds in enumerate(chains.values()):
-            known = [(step, row.report.mean_entropy) for step, row in rounds if row.report.mean_entropy is not None]
-            axes.plot(*_means(known), **look(index))
-            axes.plot(*zip(*known, strict=True), **(look(index) | {"linestyle": "none"}), marker="o")
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel("Entropy (nats per token)")
-        _whole_rounds(axes, chains)
-
-    panels = [draw("rounds-accuracy", "Accuracy per Expert Iteration round", paint_accuracy, 2.8)]
-    caption = f"Round 0 is what the first round starts from; lines join the means over seeds. {_INTERVALS}"
-    if all(any(row.report.mean_entropy is not None for _, row in rounds) for rounds in chains.values()):
-        panels.append(draw("rounds-entropy", "Entropy per Expert Iteration round", paint_entropy, 2.8))
+    steps = [step for rounds in chains.values() for step, _ in rounds]
+    x = linear_axis("Expert Iteration round", steps, 0.0, whole=True)
+    title, subject = "Round by round", answer.outline.name
+    bounds = [
+        100 * bound
+        for rounds in chains.values()
+        for _, row in rounds
+        for bound in (row.report.accuracy_low, row.report.accuracy_high)
+    ]
+    panels = [_rounds_panel(chains, x, linear_axis("Accuracy (%)", bounds, 0.0), subject, entropy=False)]
+    caption = "Round 0 is what the first round starts from; lines join the means over seeds. 95 % Wilson intervals."
+    entropies = [row.report.mean_entropy for rounds in chains.values() for _, row in rounds]
+    known = [value for value in entropies if value is not None]
+    if len(known) == len(entropies):
+        y = linear_axis("Entropy (nats per token)", known, 0.0)
+        panels.append(_rounds_panel(chains, x, y, subject, entropy=True))
     else:
         caption += " Entropy was not recorded."
-    return Figure("Expert Iteration, round by round", panels, line_legend(list(chains)), caption)
+    return Figure(title, panels, line_legend(list(chains)), caption, subject)
+
+
+def _rounds(member: MemberAnswer, analysis: Analysis) -> list[Placed]:
+    """Every round of a member's runs, led by what its first round started from."""
+    rows = {row.name: row for row in analysis.evaluations}
+    finals = {row.name for row in member.rows}
+    found = [
+        (float(row.step), row)
+        for row in analysis.evaluations
+        if row.step is not None and ROUND.sub("", row.name) in finals
+    ]
+    if found and min(step for step, _ in found) > 0:
+        starts = dict.fromkeys(row.start for row in member.rows if row.start in rows)
+        found += [(0.0, rows[start]) for start in starts if start]
+    return sorted(found, key=lambda placed: placed[0])
+
+
+def _rounds_panel(chains: Mapping[str, Sequence[Placed]], x: Axis, y: Axis, subject: str, entropy: bool) -> str:
+    panel = Panel(x, y)
+    for index, rounds in enumerate(chains.values()):
+        values: dict[float, list[float]] = {}
+        for step, row in rounds:
+            report = row.report
+            value = (report.mean_entropy or 0.0) if entropy else 100 * report.accuracy
+            values.setdefault(step, []).append(value)
+            if not entropy:
+                panel.span((step, 100 * report.accuracy_low), (step, 100 * report.accuracy_high), look(index), 1.3)
+            panel.mark((step, value), look(index), 3.0, f"{row.name}: {value:.3g}")
+        panel.line([(step, sum(found) / len(found)) for step, found in values.items()], look(index))
+    return panel.svg(f"{subject}, round by round: {y.label}")
 
 
 def categories_figure(analysis: Analysis) -> Figure:
     """Shares of the (format, answer) categories of every setting, over its seeds, as stacked bars."""
     rows = {row.name: row for row in analysis.evaluations}
-    shares = [_category_shares([rows[name] for name in group.members]) for group in analysis.groups]
+    groups = [group for group in analysis.groups if not ROUND.search(group.group)]
+    shares = [_category_shares([rows[name] for name in group.members]) for group in groups]
     used = [kind for kind in _CATEGORIES if any(share[kind] for share in shares)]
-
-    def paint(axes: "Axes") -> None:
-        left = [0.0] * len(shares)
+    names = [short(group.group) for group in groups]
+    panel = Panel(linear_axis("Share of responses (%)", [0.0, 100.0]), rows_axis(names), rows_height(len(names)))
+    for place, share in enumerate(shares):
+        left = 0.0
         for kind in used:
-            widths = [share[kind] for share in shares]
-            axes.barh(range(len(shares)), widths, left=left, height=0.7, color=COLORS[_CATEGORIES[kind][1]])
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        _name_rows(axes, [group.group for group in analysis.groups])
-        axes.set_xlabel("Share of responses (%)")
-
-    svg = draw("categories", "Response categories of each evaluation", paint, 0.7 + 0.26 * len(shares))
-    legend = [LegendEntry(_CATEGORIES[kind][0], color(_CATEGORIES[kind][1]), filled=True) for kind in used]
+            words, hue = _CATEGORIES[kind]
+            title = f"{names[place]}: {words} {share[kind]:.1f} %"
+            panel.bar(left, left + share[kind], -float(place), Look(color(hue), "", ""), title)
+            left += share[kind]
+    legend = patch_legend([_CATEGORIES[kind][0] for kind in used], [_CATEGORIES[kind][1] for kind in used])
+    svg = panel.svg("Response categories of each evaluation")
     return Figure("Response categories", [svg], legend, "Shares of all responses; seeds of one setting are pooled.")
-
-
-def curve_figures(curves: Mapping[str, Sequence[Point]]) -> list[Figure]:
-    """Training curves, one figure per kind of run (the first part of its name), one panel per metric."""
-    families: dict[str, dict[str, Sequence[Point]]] = {}
-    for run, points in curves.items():
-        families.setdefault(run.split("/")[0], {})[run] = points
-    return [_family_figure(family, runs) for family, runs in families.items()]
-
-
-def _family_figure(family: str, runs: Mapping[str, Sequence[Point]]) -> Figure:
-    """The overlaid curves of one kind of run, and what they lack."""
-    groups = list(dict.fromkeys(group_name(run, None) for run in runs))
-    panels, notes, unrecorded = [], [], []
-    for metric in _METRICS:
-        found = {name: {run: _series(points, name) for run, points in runs.items()} for name in metric.names}
-        name = next((name for name in metric.names if any(found[name].values())), None)
-        if name is None:
-            unrecorded.append(metric.title.lower())
-            continue
-        series = {run: values for run, values in found[name].items() if values}
-        lacking = [run for run in runs if run not in series]
-        notes += [f"No {metric.title.lower()} from {', '.join(lacking)}."] if lacking else []
-        panels.append(_curve_panel(family, metric, name, series, groups))
-    notes += [f"Not recorded: {', '.join(unrecorded)}."] if unrecorded else []
-    notes += ["Seeds of one setting share a colour."] if len(runs) > len(groups) else []
-    notes += ["Long series are averaged over neighbouring steps."] if any(len(p) > 300 for p in runs.values()) else []
-    return Figure(f"Training curves: {family}", panels, line_legend(groups), " ".join(notes))
-
-
-def _curve_panel(
-    family: str, metric: _Metric, name: str, series: Mapping[str, list[tuple[float, float]]], groups: Sequence[str]
-) -> str:
-    """One metric of several runs over optimizer steps."""
-
-    def paint(axes: "Axes") -> None:
-        for run, points in series.items():
-            steps = thin([step for step, _ in points])
-            values = [value * metric.scale for value in thin([value for _, value in points])]
-            marker: dict[str, Any] = {"marker": "o", "markersize": 3.0} if len(steps) <= 12 else {}
-            axes.plot(steps, values, **look(groups.index(group_name(run, None))), **marker)
-        where = "dev problems" if name.startswith("eval/") else "training"
-        axes.set_title(f"{metric.title}, {where}")
-        axes.set_xlabel("Optimizer step")
-        axes.set_ylabel(metric.unit)
-        axes.set_ylim(metric.bottom, metric.top)
-
-    return draw(f"curve-{family}-{name}", f"{metric.title} over training steps: {family}", paint, 2.7)
-
-
-def _series(points: Sequence[Point], name: str) -> list[tuple[float, float]]:
-    """(step, value) of a metric where it is a finite number."""
-    found = []
-    for point in points:
-        metrics, step = point.get("metrics"), point.get("step")
-        value = metrics.get(name) if isinstance(metrics, Mapping) else None
-        if isinstance(step, int) and isinstance(value, (int, float)) and math.isfinite(value):
-            found.append((float(step), float(value)))
-    return found
-
-
-def _chains(analysis: Analysis) -> dict[str, list[Placed]]:
-    """Rounds of every Expert Iteration setting in order, led by what its first round started from."""
-    rows = {row.name: row for row in analysis.evaluations}
-    chains: dict[str, list[Placed]] = {}
-    for row in analysis.evaluations:
-        if row.method == "ei" and row.step is not None:
-            # `ei/base/round2` and `ei/base/round3` are one chain: drop the last number and its word.
-            chain = re.sub(r"[/_-]?[A-Za-z]*[_-]?\d+$", "", row.group) or row.group
-            chains.setdefault(chain, []).append((float(row.step), row))
-    for rounds in chains.values():
-        rounds.sort(key=lambda placed: placed[0])
-        first = min(step for step, _ in rounds)
-        starts = dict.fromkeys(row.start for step, row in rounds if step == first and row.start is not None)
-        if first > 0:
-            rounds[:0] = [(0.0, rows[start]) for start in starts]
-    return chains
-
-
-def _but_last(rounds: Sequence[Placed]) -> list[EvaluationRow]:
-    """The Expert Iteration evaluations of a chain before its last round."""
-    last = max(step for step, _ in rounds)
-    return [row for step, row in rounds if row.method == "ei" and 0 < step < last]
-
-
-def _percent(row: EvaluationRow) -> float:
-    """Accuracy in per cent."""
-    return 100 * row.report.accuracy
-
-
-def _bounds(row: EvaluationRow) -> tuple[float, float]:
-    """The 95 % interval of the accuracy in per cent."""
-    return 100 * row.report.accuracy_low, 100 * row.report.accuracy_high
-
-
-def _line_with_intervals(axes: "Axes", placed: Sequence[Placed], index: int) -> None:
-    """The line of means and, at each x, every seed's accuracy with its interval."""
-    axes.plot(*_means([(x, _percent(row)) for x, row in placed]), **look(index))
-    for x, row in placed:
-        interval_dot(axes, (x, _percent(row)), _bounds(row), index, "os^D"[index % 4], upright=True)
-
-
-def _means(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Distinct x in order, and the mean y of each."""
-    grouped: dict[float, list[float]] = {}
-    for x, y in sorted(points):
-        grouped.setdefault(x, []).append(y)
-    return list(grouped), [sum(values) / len(values) for values in grouped.values()]
-
-
-def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
-    """A horizontal chart of shares from 0 to 100 %, one named row each, first on top."""
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 100)
-    axes.grid(axis="y", visible=False)
-
-
-def _whole_rounds(axes: "Axes", chains: Mapping[str, Sequence[Placed]]) -> None:
-    """Ticks at the rounds there are."""
-    axes.set_xticks(sorted({step for rounds in chains.values() for step, _ in rounds}))
-    axes.set_xlabel("Expert Iteration round")
 
 
 def _category_shares(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     """Per cent of each category over several evaluations together."""
     total = sum(row.report.n for row in rows)
     return {kind: 100 * sum(row.report.categories.get(kind, 0) for row in rows) / total for kind in _CATEGORIES}
-
-
-def _spread(sizes: Sequence[int]) -> list[int]:
-    """The sizes that are far enough apart for their labels not to touch."""
-    kept: list[int] = []
-    for size in sizes:
-        if not kept or size >= 1.4 * kept[-1]:
-            kept.append(size)
-    return kept

@@ -1,246 +1,194 @@
 """The page of a study: one self-contained HTML file from plain data.
 
-Model text is hostile input: the template escapes everything, invisible and direction-changing characters are shown as
-codes, and the page's own content policy forbids scripts and any request. The same data gives the same page.
+Model text is hostile input: the templates escape everything, invisible and direction-changing characters are shown as
+codes, samples enter as JSON and are written as text. The page's own content policy allows its one script and its one
+style sheet by their sha256 and forbids everything else, every request included. The same data give the same page.
 """
 
+import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic import Field
-
-from alignment_core.analysis import Analysis, EvaluationRow, GroupRow
+from alignment_core.analysis import EvaluationRow, GroupRow
 from alignment_core.comparisons import PairedComparison
+from alignment_core.curve_figures import ExperimentCurves, experiment_curves
 from alignment_core.drawing import Figure, standalone
-from alignment_core.figures import categories_figure, curve_figures, methods_figure, rounds_figure, size_figure
-from alignment_core.records import Record
+from alignment_core.figures import categories_figure, members_figure, rounds_figure, size_figure
+from alignment_core.report_answers import answers, conclusions
+from alignment_core.report_costs import WORKS, by_kind, costs, origins
+from alignment_core.report_data import PublishedRow, ReportData
+from alignment_core.report_deliverables import deliverable_rows
+from alignment_core.report_samples import browser, embedded, shown_rollouts
+from alignment_core.report_text import (
+    duration,
+    facts,
+    number,
+    p_value,
+    percent,
+    points,
+    quantity,
+    setting_value,
+    split_row,
+    visible,
+    words,
+)
+from alignment_core.run_curves import chained
 from alignment_core.taxonomy import REASONS
 
-Row = dict[str, Any]
-
-_NOTHING = "\u2013"
-"""A dash, where there is no value to show."""
-_LONGEST_TEXT = 4_000
-"""Characters of one prompt or response that a page shows."""
-_SHORT_TEXT = 60
-"""Longer values, and those with line breaks, get a block of their own."""
-_MOST_ROLLOUTS = 24
-"""Rollouts shown per run, spread evenly over training."""
-# Controls, direction overrides, zero-width characters and lone surrogates: nothing a reader could see.
-_INVISIBLE = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff]"
+TEMPLATES = (
+    "report.html.j2",
+    "report_macros.html.j2",
+    "report_answers.html.j2",
+    "report_evidence.html.j2",
+    "report_samples.html.j2",
+    "report_setup.html.j2",
 )
+STYLE, SCRIPT = "report.css", "report.js"
+_FOLDER = Path(__file__).parent / "templates"
 
 
-class StageRow(Record):
-    """One stage that the study ran or found in its store."""
+@dataclass(frozen=True)
+class ExperimentFigures:
+    """The figures of one experiment, in the places they take on the page."""
 
-    label: str
-    stage: str
-    key: str
-    seconds: float | None = None
-    """How long it took when it was computed; None if unknown."""
-    accepted: str = ""
-    """Why it stands although its code changed since; empty if it is of this code."""
-
-
-class ReportData(Record):
-    """Everything a page shows."""
-
-    title: str
-    description: str = ""
-    analysis: Analysis
-    leakage: Row | None = None
-    """What the search for test problems among the training problems found."""
-    filter_report: Row | None = None
-    """How many traces the filter kept, and why others were dropped."""
-    curves: dict[str, list[Row]] = Field(default_factory=dict)
-    """Run name -> points {"step": int, "metrics": {name: number}}."""
-    rollouts: dict[str, list[Row]] = Field(default_factory=dict)
-    """Run name -> sample rows, with a `step` where it is known."""
-    examples: dict[str, list[Row]] = Field(default_factory=dict)
-    """Evaluation name -> rows of `evaluation.failing_examples`."""
-    stages: list[StageRow] = Field(default_factory=list)
-    settings: dict[str, str] = Field(default_factory=dict)
-    """Every setting of the study by dotted name."""
-
-
-class Figures(NamedTuple):
-    """The figures of a page, in the places they take on it."""
-
-    methods: Figure
+    members: Figure
     results: list[Figure]
-    """Accuracy against data set size, Expert Iteration rounds: those the study has."""
+    """Accuracy against data set size, Expert Iteration rounds: those it has."""
+    curves: ExperimentCurves
+
+    @property
+    def all(self) -> list[Figure]:
+        """Every one of them."""
+        return [self.members, *self.results, *self.curves.figures]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a page."""
+
+    experiments: dict[str, ExperimentFigures]
     categories: Figure
-    curves: list[Figure]
 
     def files(self) -> dict[str, str]:
         """Every figure as an SVG file of its own, by file name."""
-        every = [self.methods, *self.results, self.categories, *self.curves]
-        names = [re.sub(r"[^a-z0-9]+", "-", figure.title.lower()).strip("-") for figure in every]
-        # Two kinds of run may differ only in characters that a file name cannot hold.
+        every = [figure for one in self.experiments.values() for figure in one.all] + [self.categories]
+        names = [re.sub(r"[^a-z0-9]+", "-", figure.full_title.lower()).strip("-") for figure in every]
+        # Two titles may differ only in characters that a file name cannot hold.
         unique = [f"{name}-{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
         return {f"{name}.svg": standalone(figure) for name, figure in zip(unique, every, strict=True) if figure.panels}
 
 
 def draw_figures(data: ReportData) -> Figures:
-    """All figures of a page. Raises ModuleNotFoundError with the remedy where matplotlib is missing."""
-    _require("matplotlib")
-    sizes, rounds = size_figure(data.analysis), rounds_figure(data.analysis)
-    return Figures(
-        methods=methods_figure(data.analysis),
-        results=[figure for figure in (sizes, rounds) if figure is not None],
-        categories=categories_figure(data.analysis),
-        curves=curve_figures(data.curves),
-    )
+    """All figures of a page."""
+    runs = chained(data.curves)
+    drawn = {}
+    for answer in answers(data):
+        others = (size_figure(answer), rounds_figure(answer, data.analysis))
+        drawn[answer.outline.name] = ExperimentFigures(
+            members_figure(answer),
+            [figure for figure in others if figure is not None],
+            experiment_curves(answer, runs),
+        )
+    return Figures(drawn, categories_figure(data.analysis))
 
 
 def render(data: ReportData, figures: Figures | None = None) -> str:
     """The report as one HTML page that loads nothing from anywhere; `figures` if they are drawn already.
 
-    Raises ModuleNotFoundError with the remedy where jinja2 or matplotlib is missing.
+    Raises ModuleNotFoundError with the remedy where jinja2 is missing.
     """
     environment = _environment()
-    figures = figures or draw_figures(data)
-    analysis = data.analysis
-    by_name = {row.name: row for row in analysis.evaluations}
-    # Seeds of one setting stand together.
-    rows = [by_name[name] for group in analysis.groups for name in group.members]
+    found = answers(data)
+    style, script = _read(STYLE), _read(SCRIPT)
+    rows = _in_groups(data)
+    samples = browser(data)
     page: str = environment.get_template("report.html.j2").render(
         data=data,
-        analysis=analysis,
+        analysis=data.analysis,
+        answers=found,
+        conclusions={answer.outline.name: conclusions(answer) for answer in found},
+        figures=figures or draw_figures(data),
         rows=rows,
-        gains=[gain for row in rows for gain in analysis.gains if gain.name == row.name],
-        versus=_versus(analysis),
-        plain=[row for row in analysis.evaluations if row.name in analysis.plain],
-        figures=figures,
+        versus=_versus(data.analysis.comparisons),
+        gains=[gain for row in rows for gain in data.analysis.gains if gain.name == row.name],
+        plain=[row for row in data.analysis.evaluations if row.name in data.analysis.plain],
         reasons=REASONS,
-        failures=_failure_counts(analysis.groups, by_name),
-        rollouts={run: _spread(rows) for run, rows in data.rollouts.items()},
+        failures=_failure_counts(data.analysis.groups, {row.name: row for row in rows}),
+        rollouts=shown_rollouts(data),
+        samples=samples,
+        samples_json=embedded(samples),
+        deliverables=deliverable_rows(data, found),
+        costs=costs(data, found),
+        works=WORKS,
+        kinds=by_kind(data.stages),
+        origins=origins(data.stages),
+        published=_published(data.published),
+        missing=[name for answer in found for name in answer.missing],
         seconds=sum(stage.seconds or 0.0 for stage in data.stages),
+        style=style,
+        script=script,
+        policy=content_policy(style, script),
     )
     return page
 
 
-def _require(package: str) -> None:
-    """Raise ModuleNotFoundError with the remedy unless a package of the report is there."""
-    if find_spec(package) is None:
-        raise ModuleNotFoundError(f"the report needs {package}: install jinja2 and matplotlib")
+def content_policy(style: str, script: str) -> str:
+    """The page's Content-Security-Policy: its own style sheet and script by their sha256, and nothing else."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _environment() -> Any:
     """A jinja2 environment that escapes everything and refuses unknown names."""
-    _require("jinja2")
+    if find_spec("jinja2") is None:
+        raise ModuleNotFoundError("the report needs jinja2: pip install jinja2")
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.DictLoader({name: _read(name) for name in TEMPLATES}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "points": points,
-        "p_value": p_value,
-        "number": number,
-        "duration": duration,
-        "visible": visible,
-        "facts": facts,
-        "words": words,
-        "split_row": split_row,
-    }
+    shown = (percent, points, p_value, number, quantity, duration, visible, facts, words, split_row, setting_value)
+    environment.filters |= {function.__name__: function for function in shown}
+    environment.filters["moment"] = moment
     return environment
 
 
-def percent(share: float | None) -> str:
-    """A share as per cent with one decimal; a dash for None."""
-    return _NOTHING if share is None else f"{100 * share:.1f}"
+def moment(seconds: float | None) -> str:
+    """A Unix time as a person writes it, in UTC; a dash for None."""
+    from datetime import UTC, datetime
+
+    return "\u2013" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def points(difference: float | None) -> str:
-    """A difference of shares in percentage points, signed; a dash for None."""
-    return _NOTHING if difference is None else f"{100 * difference:+.1f}".replace("-", "\u2212")
+def _in_groups(data: ReportData) -> list[EvaluationRow]:
+    """The evaluations, seeds of one setting side by side."""
+    by_name = {row.name: row for row in data.analysis.evaluations}
+    return [by_name[name] for group in data.analysis.groups for name in group.members]
 
 
-def p_value(p: float) -> str:
-    """A p-value to two digits, with a floor at which only its smallness is of interest."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """A number with thousands separators; a dash for None."""
-    return _NOTHING if value is None else f"{value:,.{digits}f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as 12 s, 3 min 20 s or 2 h 5 min; a dash for None."""
-    if seconds is None:
-        return _NOTHING
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def visible(text: object) -> str:
-    """Text as a page may show it: cut to a length, invisible characters as codes such as ⟨U+202E⟩."""
-    full = str(text)
-    shown = _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", full[:_LONGEST_TEXT].replace("\r\n", "\n"))
-    left_out = len(full) - _LONGEST_TEXT
-    return f"{shown}\n… {left_out:,} more characters" if left_out > 0 else shown
-
-
-def words(name: object) -> str:
-    """A field name as words: `n_test` -> `n test`."""
-    return str(name).replace("_", " ")
-
-
-def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested plain data as (name, text) lines, whatever its shape."""
-    lines: list[tuple[str, str]] = []
-    for name, value in values.items():
-        label = f"{prefix}{words(name)}"
-        if isinstance(value, Mapping):
-            lines += facts(value, f"{label}: ")
-        elif isinstance(value, (list, tuple)):
-            shown = [
-                ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else item for item in value
-            ]
-            lines.append((label, "; ".join(str(item) for item in shown) or "none"))
-        else:
-            lines.append((label, _fact(value)))
-    return lines
-
-
-def _fact(value: object) -> str:
-    """One plain value as text."""
-    if value is None:
-        return _NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def split_row(row: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """A sample row as `short` facts for its head line and `long` texts for blocks."""
-    parts: dict[str, list[tuple[str, str]]] = {"short": [], "long": []}
-    for name, text in facts(row):
-        block = name in {"prompt", "response", "question"} or len(text) > _SHORT_TEXT or "\n" in text
-        parts["long" if block else "short"].append((name, text))
-    return parts
-
-
-def _versus(analysis: Analysis) -> dict[str, PairedComparison]:
+def _versus(comparisons: Sequence[PairedComparison]) -> dict[str, PairedComparison]:
     """By evaluation, the comparison its verdict in the table is about: with its start, or else with the baseline."""
     found: dict[str, PairedComparison] = {}
-    for comparison in analysis.comparisons:
+    for comparison in comparisons:
         if comparison.name not in found or "start" in comparison.relations:
             found[comparison.name] = comparison
     return found
@@ -257,8 +205,13 @@ def _failure_counts(groups: Sequence[GroupRow], rows: Mapping[str, EvaluationRow
     return {label: by_group for label, by_group in counts.items() if any(by_group.values())}
 
 
-def _spread(rows: Sequence[Row]) -> list[Row]:
-    """At most `_MOST_ROLLOUTS` rows in order, first and last included."""
-    if len(rows) <= _MOST_ROLLOUTS:
-        return list(rows)
-    return [rows[round(place * (len(rows) - 1) / (_MOST_ROLLOUTS - 1))] for place in range(_MOST_ROLLOUTS)]
+def _published(rows: Sequence[PublishedRow]) -> dict[str, list[tuple[PublishedRow, list[str]]]]:
+    """Published numbers with our evaluations beside them: the comparable ones, and the others by what differs."""
+    found: dict[tuple[bool, str], tuple[PublishedRow, list[str]]] = {}
+    for row in rows:
+        key = (row.comparable, repr(row.model_dump(exclude={"evaluation"})))
+        found.setdefault(key, (row, []))[1].append(row.evaluation)
+    return {
+        "comparable": [pair for (comparable, _), pair in found.items() if comparable],
+        "others": [pair for (comparable, _), pair in found.items() if not comparable],
+    }

@@ -21,6 +21,7 @@ from alignment_core.extension import go_on_from_shorter, keep_state
 from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import interruptible
 from alignment_core.locks import artifacts_in_use, exclusive, in_use
+from alignment_core.operation import computed_on
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.remote import StoreUnreachable
 from alignment_core.shared_run import SharedRun, shared_run
@@ -194,7 +195,7 @@ class _Computation:
                 seconds=run.seconds(),
                 host=socket.gethostname(),
                 resumed_from_step=resumed_from,
-                annotations=self.annotations,
+                annotations=self.annotations | {name: str(value) for name, value in computed_on({}).items()},
             ),
         )
         ref = self.store.publish(run.output, draft, guard)

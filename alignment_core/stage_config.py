@@ -257,12 +257,47 @@ class AcceptedStage(Config):
     reason: str
 
 
+class MemberOutline(Config):
+    """One combination of settings of an experiment."""
+
+    group: str
+    """Its name without a seed."""
+    varied: dict[str, Any] = Field(default_factory=dict)
+
+
+class ExperimentOutline(Config):
+    """What an experiment set out to do, so that a page can say what is missing."""
+
+    name: str
+    method: str
+    start: str = "base"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What all its members share, by dotted name."""
+    carry: tuple[str, ...] = ()
+    rule: str | None = None
+    """How a winner is chosen, if one is."""
+    members: tuple[MemberOutline, ...] = ()
+    seeds: tuple[int, ...] = ()
+    asked: bool = True
+    """Whether it was to run this time; the study's `only` may leave it out."""
+
+
 class ReportStage(Config):
     """The page."""
 
+    OUTSIDE_KEY = frozenset({"command", "code"})
+
     title: str
+    question: str = ""
     description: str
     evaluations: tuple[Comparison, ...]
+    experiments: tuple[ExperimentOutline, ...] = ()
+    prompt: str = ""
+    """Name of the study's template; its text is in the prepare artifact."""
+    command: str = ""
+    """What to type to run the study again: several commands ask for the same study."""
+    code: dict[str, str] = Field(default_factory=dict)
+    """Where the code came from, for the page, e.g. {"git": "3fa8c1d2"}."""
     runs: tuple[str, ...] = ()
     """Names of the training runs whose curves are shown; each is an input artifact of that name."""
     settings: dict[str, str] = Field(default_factory=dict)

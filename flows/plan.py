@@ -11,7 +11,7 @@ from typing import Any
 from prefect import Flow
 
 from alignment_core.planning import Plan, PlannedStage
-from alignment_core.report import duration
+from alignment_core.report_text import duration
 from flows.doctor import disk_line
 from flows.runner import PLANNING
 from tasks.workspace import planning_workspace

@@ -208,4 +208,5 @@ def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:
     context = {"prepare": base.problems, "analysis": analysis}
     if ("filtered", base.problems.key) in study.traces:
         context["filter"] = study.traces["filtered", base.problems.key]
+    context |= {f"choice: {name}": ref for name, ref in study.choices.items()}
     return write_report(study.workspace, study.config, study.evaluations, study.runs, context)

@@ -23,6 +23,7 @@ from alignment_core.stage_config import (
 from alignment_core.study_config import ExperimentConfig, StudyConfig
 from tasks.data import source_digest
 from tasks.mlflow_format import flatten
+from tasks.outline import code_origin, outlines, run_again
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
@@ -147,12 +148,18 @@ def write_report(
     runs: dict[str, ArtifactRef],
     context: dict[str, ArtifactRef],
 ) -> ArtifactRef:
-    """The HTML page; `runs` are training stages by name, `context` the prepare, filter and analyze artifacts."""
+    """The HTML page; `runs` are training stages by name, `context` the prepare, filter and analyze artifacts and the
+    choices, each as `choice: EXPERIMENT`."""
     inputs = {**context, **runs, **{f"grade: {item.comparison.name}": item.grade for item in evaluations}}
     stage = ReportStage(
         title=f"Study {config.name}",
+        question=config.question,
         description=config.description,
         evaluations=tuple(item.comparison for item in evaluations),
+        experiments=outlines(config),
+        prompt=config.prompt,
+        command=run_again(workspace),
+        code=code_origin(workspace),
         runs=tuple(runs),
         keys={name: ref.key for name, ref in inputs.items()},
         accepted=tuple(sorted(workspace.accepted.values(), key=lambda stage: stage.label)),

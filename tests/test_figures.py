@@ -3,126 +3,171 @@
 import re
 from typing import Any
 
-import numpy as np
 import pytest
-from invented_study import analysis_of, curve, study, svg_texts
+from invented_study import RATE, analysis_of, curve, grpo_curve, outlines, study, svg_texts, sweep, sweep_runs
 
-from alignment_core.drawing import draw, interval_dot, short, thin
-from alignment_core.figures import categories_figure, curve_figures, methods_figure, rounds_figure, size_figure
+from alignment_core.curve_figures import MOST_MEMBERS, ExperimentCurves, experiment_curves
+from alignment_core.figures import categories_figure, members_figure, rounds_figure, size_figure
+from alignment_core.report_answers import ExperimentAnswer, answers
+from alignment_core.report_data import ReportData
+from alignment_core.run_curves import chained
 from alignment_core.stage_config import Comparison
 
 
-def test_a_panel_is_well_formed_repeats_and_follows_the_theme() -> None:
-    def paint(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color="#0072b2")
-        axes.set_xlabel("a < b & $c$")
-
-    svg = draw("panel", 'about "it"', paint, 2.0)
-    assert svg == draw("panel", 'about "it"', paint, 2.0)
-    assert "a < b & $c$" in svg_texts(svg)
-    assert "currentColor" in svg
-    assert "var(--series-0, #0072b2)" in svg
-    assert 'aria-label="about &quot;it&quot;"' in svg
-    assert not re.search(r"<metadata|<!|<\?|dejavu", svg, re.IGNORECASE)
+def by_name(data: ReportData) -> dict[str, ExperimentAnswer]:
+    return {answer.outline.name: answer for answer in answers(data)}
 
 
-@pytest.mark.parametrize("upright", [True, False])
-def test_a_dot_stands_on_its_interval(upright: bool) -> None:
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    interval_dot(axes, (30.0, 40.0), (25.0, 50.0), 0, "o", upright)
-    (segment,) = axes.collections[0].get_segments()  # type: ignore[attr-defined]
-    (dot,) = axes.lines
-    assert segment.tolist() == ([[30, 25], [30, 50]] if upright else [[25, 40], [50, 40]])
-    assert np.array_equal(dot.get_xydata(), [[30, 40]])
+def plain_study() -> ReportData:
+    return ReportData(title="t", analysis=study())
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    methods_figure(study())
-    assert dict(matplotlib.rcParams) == before
+def curves_of(data: ReportData, name: str) -> ExperimentCurves:
+    return experiment_curves(by_name(data)[name], chained(data.curves))
 
 
-def test_methods_figure_names_settings_once_and_only_last_rounds() -> None:
-    figure = methods_figure(study())
-    texts = svg_texts(figure.panels[0])
-    assert [text for text in texts if "/" in text] == ["sft/128/raw", "ei/base", "grpo/base"]
-    assert "Accuracy (%)" in texts
-    assert [entry.label for entry in figure.legend] == ["zero-shot", "plain", "sft", "ei", "grpo"]
-    assert "One dot per seed" in figure.caption
+def test_members_stand_one_below_the_other_with_a_dot_per_seed() -> None:
+    data = sweep()
+    figure = members_figure(by_name(data)["grpo/lr"])
+    (panel,) = figure.panels
+    assert [text for text in svg_texts(panel) if text in {"2e-5", "0.0002", "0.001 ★"}] == ["2e-5", "0.0002", "0.001 ★"]
+    assert panel.count("<circle") == 8
+    assert "Accuracy (%)" in svg_texts(panel)
+    assert "Dashed: zero-shot" in figure.caption
+    assert "★: taken on" in figure.caption
+    assert members_figure(by_name(data)["grpo/lr"]) == figure
 
 
-def test_size_figure_says_what_it_cannot_place() -> None:
-    zero = (Comparison(name="zero-shot", method="zero-shot"), 1, 2)
-    sized = (Comparison(name="sft/128", method="sft", size=128, variant="raw"), 6, 9)
-    unsized = (Comparison(name="sft/full", method="sft"), 6, 9)
-    both, lost = size_figure(analysis_of(zero, sized, unsized)), size_figure(analysis_of(zero, unsized))
-    assert size_figure(analysis_of(zero)) is None
-    assert both is not None
-    assert lost is not None
-    assert "sft/full" in both.caption
-    assert {"128", "Accuracy (%)"} <= set(svg_texts(both.panels[0]))
-    assert lost.panels == []
+def test_a_figure_says_where_no_interval_is_known() -> None:
+    caption = members_figure(by_name(plain_study())["sft"]).caption
+    assert "No interval over seeds was worked out for 128/raw" in caption
+    assert members_figure(by_name(sweep())["grpo/never"]).panels == []
+
+
+def test_size_figure_has_a_line_per_variant() -> None:
+    data = sweep()
+    figure = size_figure(by_name(data)["sft"])
+    assert figure is not None
+    assert [entry.label for entry in figure.legend] == ["raw", "filtered"]
+    assert {"64", "128", "256", "512", "1,024", "Accuracy (%)"} <= set(svg_texts(figure.panels[0]))
+    assert size_figure(by_name(data)["grpo/lr"]) is None
+    assert size_figure(by_name(plain_study())["sft"]) is None, "one size is no curve"
 
 
 def test_rounds_figure_starts_at_the_start_and_shows_entropy() -> None:
-    figure = rounds_figure(study())
+    data = plain_study()
+    figure = rounds_figure(by_name(data)["ei"], data.analysis)
     assert figure is not None
     accuracy, entropy = (svg_texts(panel) for panel in figure.panels)
-    assert {"0", "1", "2", "Accuracy (%)"} <= set(accuracy)
-    assert accuracy.count("0") == 2, "one on each axis"
+    assert {"0", "1", "2", "Accuracy (%)", "Expert Iteration round"} <= set(accuracy)
     assert "Entropy (nats per token)" in entropy
-    assert [entry.label for entry in figure.legend] == ["ei/base"]
-    assert rounds_figure(analysis_of((Comparison(name="zero-shot", method="zero-shot"), 1, 2))) is None
+    assert [entry.label for entry in figure.legend] == ["base"]
+    assert figure.panels[0].count("<circle") == 3
+    assert rounds_figure(by_name(data)["grpo"], data.analysis) is None
 
 
 def test_categories_figure_shows_the_kinds_that_occur() -> None:
-    assert [entry.label for entry in categories_figure(study()).legend] == [
-        "formatted, right",
-        "formatted, wrong",
-        "unformatted",
+    figure = categories_figure(study())
+    assert [entry.label for entry in figure.legend] == ["formatted, right", "formatted, wrong", "unformatted"]
+    assert "ei/base/round-01" not in svg_texts(figure.panels[0])
+    assert "<title>zero-shot: unformatted 83.3 %</title>" in figure.panels[0]
+
+
+def test_accuracy_is_drawn_against_steps_time_and_tokens() -> None:
+    found = curves_of(sweep(), "grpo/lr")
+    (figure,) = found.first
+    below = [svg_texts(panel)[-1] for panel in figure.panels]
+    assert below == [
+        "Training steps",
+        "Training time (s), without validation and interruptions",
+        "Response tokens trained on",
+        "Training steps",
     ]
+    assert [entry.label for entry in figure.legend] == ["2e-5", "0.0002", "0.001"]
+    # A mean line for each member over a thin one for each of its seeds.
+    assert len(re.findall(r'stroke-width="2"', figure.panels[0])) == 3
+    assert len(re.findall(r'opacity="0.4"', figure.panels[0])) == 8
 
 
-def test_curves_overlay_runs_of_a_kind_and_say_what_is_missing() -> None:
-    curves = {
-        "grpo/base/seed0": curve(3, "train/reward", "train/entropy"),
-        "grpo/base/seed1": curve(3, "train/reward"),
-        "sft/128/seed0": curve(3, "train/loss", "eval/entropy"),
-    }
-    grpo, sft = curve_figures(curves)
-    titles = [next(text for text in svg_texts(panel) if ", " in text) for panel in (*grpo.panels, *sft.panels)]
-    assert titles == ["Reward, training", "Entropy, training", "Loss, training", "Entropy, dev problems"]
-    assert [entry.label for entry in grpo.legend] == ["grpo/base"]
-    assert "No entropy from grpo/base/seed1." in grpo.caption
-    assert "Not recorded: accuracy, format rate, loss, response length, gradient norm." in grpo.caption
+def test_every_curve_the_assignment_asks_for_is_there() -> None:
+    titles = [svg_texts(panel) for figure in curves_of(sweep(), "grpo/lr").more for panel in figure.panels]
+    shown = {text for texts in titles for text in texts if "(" in text}
+    assert {
+        "Reward, training (mean per response)",
+        "Format reward, training (% of responses)",
+        "Answer reward, training (% of responses)",
+        "Entropy, training (nats per token)",
+        "Length, training (tokens)",
+        "Length of right responses (tokens)",
+        "Length of wrong responses (tokens)",
+        "Cut off at the token limit (% of responses)",
+        "Loss, training (as optimized)",
+        "Gradient norm (L2, before clipping)",
+    } <= shown
 
 
-def test_curves_survive_points_that_are_no_numbers() -> None:
+def test_what_cannot_be_drawn_is_said() -> None:
+    notes = curves_of(sweep(), "grpo/lr").notes
+    assert (
+        "Loss, training: no finite number at 3 of 40 points of grpo/lr/0.001/seed1, first at step 38; "
+        "these are not drawn." in notes
+    )
+    assert "Clipped at the upper bound: 0 throughout." in notes
+    assert "Not recorded by these runs: length, dev problems." in notes
+    assert len(notes) == len(set(notes))
+    assert "Accuracy, dev problems: no point with a known training time." in curves_of(sweep(), "sft").notes
+
+
+def test_clipping_is_drawn_where_there_is_some() -> None:
+    points = grpo_curve(10, 0.01, 0)
+    points[5]["metrics"]["train/clip_fraction_high"] = 0.25
+    data = sweep(curves={"grpo/lr/2e-05/seed0": points})
+    texts = [text for figure in curves_of(data, "grpo/lr").more for panel in figure.panels for text in svg_texts(panel)]
+    assert "Clipped at the upper bound (% of tokens)" in texts
+    assert "Clipped at the lower bound (% of tokens)" not in texts
+
+
+def test_many_members_become_small_multiples_that_share_their_axes() -> None:
+    raw, filtered = curves_of(sweep(), "sft").first
+    assert (raw.title, filtered.title) == ("Accuracy, variant raw", "Accuracy, variant filtered")
+    assert [len(raw.legend), len(filtered.legend)] == [5, 5]
+    assert svg_texts(raw.panels[0]) == svg_texts(filtered.panels[0])
+
+
+def test_members_that_no_setting_splits_are_split_by_number() -> None:
+    runs = [
+        (Comparison(name=f"grpo/{n}/seed0", method="grpo", seed=0, experiment="grpo", varied={RATE: n}), 3, 6)
+        for n in range(20)
+    ]
+    analysis = analysis_of(*runs)
+    curves = {run.name: curve(3, "train/loss") for run, _, _ in runs}
+    data = ReportData(title="t", analysis=analysis, evaluations=[run for run, _, _ in runs], curves=curves)
+    figures = curves_of(data, "grpo").more
+    assert [len(figure.legend) for figure in figures] == [MOST_MEMBERS, MOST_MEMBERS, 4]
+    assert figures[0].title == "Optimization, 0 to 7"
+
+
+def test_points_that_are_no_numbers_do_not_spoil_their_neighbours() -> None:
     bad: list[dict[str, Any]] = [
-        {"step": 1, "metrics": {"train/loss": value}} for value in (float("nan"), float("inf"), None, "x")
+        {"step": 1, "metrics": {"train/loss": value}} for value in (float("nan"), float("inf"), None, "x", True)
     ]
     # Long enough to be averaged, where one number that is none would spoil its neighbours.
     good: list[dict[str, Any]] = [*curve(600, "train/loss"), {"step": None, "metrics": None}]
-    with_bad, without = (curve_figures({"sft": rows})[0].panels for rows in ([*bad, *good], good))
+    with_bad, without = (
+        [figure.panels for figure in curves_of(sweep(curves={"grpo/lr/2e-05/seed0": rows}), "grpo/lr").more]
+        for rows in ([*bad, *good], good)
+    )
     assert with_bad == without
-    assert curve_figures({"sft": []})[0].panels == []
+    assert with_bad
+    assert curves_of(sweep(curves={"grpo/lr/2e-05/seed0": bad}), "grpo/lr").figures == []
+    assert curves_of(sweep(curves={}), "grpo/lr") == ExperimentCurves()
 
 
-def test_a_long_series_is_averaged_without_losing_its_mean() -> None:
-    values = [float(i % 7) for i in range(900)]
-    kept = thin(values)
-    assert len(kept) == 300
-    assert sum(kept) / 300 == pytest.approx(sum(values) / 900)
-    assert thin([1.0, 2.0]) == [1.0, 2.0]
-    assert thin([]) == []
-
-
-def test_long_labels_keep_both_ends() -> None:
-    label = short("sft/a-very-long-setting-name/filtered")
-    assert len(label) <= 26
-    assert label.startswith("sft/a-very-lo")
-    assert label.endswith("filtered")
+@pytest.mark.parametrize("outlined", [True, False])
+def test_members_are_the_same_whether_outlined_or_not(outlined: bool) -> None:
+    data = sweep() if outlined else sweep(experiments=[])
+    assert [member.group for member in by_name(data)["grpo/lr"].members] == [
+        f"grpo/lr/{rate}" for rate in (2e-05, 0.0002, 0.001)
+    ]
+    assert len(sweep_runs()) == 20
+    assert [outline.name for outline in outlines()] == ["grpo/lr", "sft", "grpo/never"]

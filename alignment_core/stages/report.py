@@ -1,37 +1,37 @@
 """Stage `report`: the study's page and its figures, from the records of the stages it shows."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignment_core.analysis import Analysis
-from alignment_core.events import read_events
-from alignment_core.report import ReportData, StageRow, draw_figures, render
+from alignment_core.choosing import Choice
+from alignment_core.comparability import Terms, beside_published, evaluation_set
+from alignment_core.report import draw_figures, render
+from alignment_core.report_data import AtKRow, Interval, PublishedRow, ReportData, SettingVerdict
+from alignment_core.report_inputs import (
+    Lineage,
+    owners,
+    read_curve,
+    read_json,
+    read_prompts,
+    read_samples,
+    read_sizes,
+    read_solved,
+    read_versions,
+    stage_rows,
+)
 from alignment_core.runs import RunContext
-from alignment_core.stage_config import AcceptedStage, ReportStage
-from alignment_core.store import MANIFEST, Manifest
+from alignment_core.stage_config import ReportStage
 
 CONFIG = ReportStage
-ROLLOUT_ROWS = 40
-"""Rollouts shown per run, spread over its steps."""
+CHOICE = "choice: "
+"""How the name of an input begins that holds the choice of an experiment."""
 
 
 def run(config: ReportStage, inputs: Mapping[str, Path], output: Path, run: RunContext) -> None:
     """Write report.html, self-contained, and figures/*.svg."""
-    grades = {comparison.name: inputs[f"grade: {comparison.name}"] for comparison in config.evaluations}
-    data = ReportData(
-        title=config.title,
-        description=config.description,
-        analysis=Analysis.model_validate_json((inputs["analysis"] / "analysis.json").read_bytes()),
-        leakage=read_json(inputs["prepare"] / "leakage.json"),
-        filter_report=read_json(inputs["filter"] / "summary.json") if "filter" in inputs else None,
-        curves={name: read_curve(inputs[name]) for name in config.runs},
-        rollouts={name: rows for name in config.runs if (rows := read_rollouts(inputs[name]))},
-        examples={name: read_json(folder / "examples.json") for name, folder in grades.items()},
-        stages=stage_rows([*inputs.values()], config.accepted),
-        settings=config.settings,
-    )
+    data = collect(config, inputs)
     figures = draw_figures(data)
     (output / "report.html").write_text(render(data, figures), encoding="utf-8")
     (output / "figures").mkdir()
@@ -40,43 +40,108 @@ def run(config: ReportStage, inputs: Mapping[str, Path], output: Path, run: RunC
     run.emit(0, {"report/bytes": float((output / "report.html").stat().st_size)})
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of another stage."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_curve(artifact: Path) -> list[dict[str, Any]]:
-    """The points of a training run's record."""
-    return [{"step": event.step, "metrics": event.metrics} for event in read_events(artifact) if event.kind == "point"]
-
-
-def read_rollouts(artifact: Path) -> list[dict[str, Any]]:
-    """Rollouts of a policy-gradient run, spread over its steps."""
-    rows = [
-        {"step": event.step, **row}
-        for event in read_events(artifact)
-        if event.kind == "rows" and event.name == "rollouts"
-        for row in event.rows
-    ]
-    stride = max(1, len(rows) // ROLLOUT_ROWS)
-    return rows[::stride][:ROLLOUT_ROWS]
-
-
-def stage_rows(artifacts: Sequence[Path], accepted: Sequence[AcceptedStage]) -> list[StageRow]:
-    """A row per input, those of older code marked, and one per other stage of the study that is of older code."""
-    reasons = {one.key: one.reason for one in accepted}
-    rows = [stage_row(folder) for folder in artifacts]
-    shown = [row.model_copy(update={"accepted": reasons.get(row.key, "")}) for row in rows]
-    others = [one for one in accepted if one.key not in {row.key for row in rows}]
-    return shown + [
-        StageRow(label=one.label, stage=one.stage, key=one.key, seconds=one.seconds, accepted=one.reason)
-        for one in others
-    ]
-
-
-def stage_row(artifact: Path) -> StageRow:
-    """Label, kind, key and cost of an input, from its manifest."""
-    manifest = Manifest.model_validate_json((artifact / MANIFEST).read_bytes())
-    return StageRow(
-        label=manifest.label, stage=manifest.stage, key=manifest.key, seconds=round(manifest.producer.seconds, 1)
+def collect(config: ReportStage, inputs: Mapping[str, Path]) -> ReportData:
+    """Everything the page shows, from the inputs and the stages that they stand on."""
+    grades = {comparison.name: inputs[f"grade: {comparison.name}"] for comparison in config.evaluations}
+    choices = {name.removeprefix(CHOICE): folder for name, folder in inputs.items() if name.startswith(CHOICE)}
+    lineage = Lineage({"prepare": inputs["prepare"], **inputs})
+    analysis = read_json(inputs["analysis"] / "analysis.json")
+    return ReportData(
+        title=config.title,
+        question=config.question,
+        description=config.description,
+        analysis=Analysis.model_validate(analysis),
+        evaluations=list(config.evaluations),
+        experiments=list(config.experiments),
+        choices={name: Choice.model_validate(read_json(path / "choice.json")) for name, path in choices.items()},
+        intervals=_intervals(analysis),
+        setting_comparisons=_setting_comparisons(analysis),
+        at_k=_at_k(analysis),
+        leakage=read_json(inputs["prepare"] / "leakage.json"),
+        filter_report=read_json(inputs["filter"] / "summary.json") if "filter" in inputs else None,
+        curves={name: read_curve(inputs[name]) for name in config.runs},
+        rollouts={name: read_samples(inputs[name], "rollouts") for name in config.runs},
+        validations={name: read_samples(inputs[name], "validation") for name in config.runs},
+        examples={name: read_json(folder / "examples.json") for name, folder in grades.items()},
+        solved={name: read_solved(folder) for name, folder in grades.items()},
+        stages=_stages(config, lineage, grades, choices),
+        stands_on=_stands_on(config, lineage, {**{name: inputs[name] for name in config.runs}, **grades}),
+        prompts=read_prompts(lineage, config.prompt),
+        sizes=read_sizes(inputs["prepare"]),
+        versions=read_versions(lineage, config.code),
+        settings=config.settings,
+        command=config.command,
+        published=[row for name, folder in grades.items() for row in published_rows(name, folder, config)],
     )
+
+
+def published_rows(name: str, graded: Path, config: ReportStage) -> list[PublishedRow]:
+    """Published numbers beside one evaluation, for the sets that any were published on."""
+    told = graded / "terms.json"
+    if not told.is_file():
+        return []
+    terms = Terms.model_validate_json(told.read_bytes())
+    if evaluation_set(terms) is None:
+        return []
+    return [
+        PublishedRow(
+            evaluation=name,
+            comparable=beside.comparable,
+            differs=beside.differs,
+            **beside.published.model_dump(include={"source", "method", "accuracy", "evaluation_set", "model", "note"}),
+        )
+        for beside in beside_published(terms, config.settings.get("model.source"))
+    ]
+
+
+def _stages(
+    config: ReportStage, lineage: Lineage, grades: Mapping[str, Path], choices: Mapping[str, Path]
+) -> list[Any]:
+    """A row per stage in the lineage, in the order in which they were computed, with the experiment that needed it."""
+    members = [
+        (
+            outline.name,
+            [
+                *(grades[one.name].name for one in config.evaluations if one.experiment == outline.name),
+                *([choices[outline.name].name] if outline.name in choices else []),
+            ],
+        )
+        for outline in config.experiments
+    ]
+    baselines = [grades[one.name].name for one in config.evaluations if one.experiment is None]
+    owner = owners(lineage, members, baselines)
+    rows = stage_rows([lineage.folders[key] for key in lineage.manifests], config.accepted)
+    owned = [row.model_copy(update={"owner": owner.get(row.key, "")}) for row in rows]
+    return sorted(owned, key=lambda row: (row.started or 0.0, row.label, row.key))
+
+
+def _stands_on(config: ReportStage, lineage: Lineage, folders: Mapping[str, Path]) -> dict[str, Any]:
+    return {name: lineage.links(folder.name) for name, folder in folders.items()}
+
+
+# An analysis of an older version has none of what follows.
+
+
+def _intervals(analysis: Mapping[str, Any]) -> dict[str, Interval]:
+    return {
+        group["group"]: Interval(low=group["accuracy_low"], high=group["accuracy_high"], note=group.get("note", ""))
+        for group in analysis["groups"]
+        if group.get("accuracy_low") is not None
+    }
+
+
+def _setting_comparisons(analysis: Mapping[str, Any]) -> list[SettingVerdict]:
+    names = SettingVerdict.model_fields
+    return [
+        SettingVerdict.model_validate({name: value for name, value in one.items() if name in names})
+        for one in analysis.get("setting_comparisons", [])
+    ]
+
+
+def _at_k(analysis: Mapping[str, Any]) -> list[AtKRow]:
+    return [
+        AtKRow(evaluation=row["name"], kind=kind, **one)
+        for row in analysis["evaluations"]
+        for kind in ("pass", "maj")
+        for one in row["report"].get(f"{kind}_at_k", [])
+    ]
