@@ -24,7 +24,7 @@ _ROOMS = {
     ),
     "batching": ("Batch", "TokenSequence", "collate", "micro_batches"),
     "comparability": ("Terms", "beside_published", "compare_with", "published_numbers"),
-    "config": ("StudyConfig",),
+    "study_config": ("StudyConfig",),
     "dpo": ("TokenPair", "train_dpo"),
     "evaluation": ("evaluate",),
     "instruction_tuning": ("compute_per_instance_dpo_loss", "get_packed_sft_dataset", "iterate_batches"),

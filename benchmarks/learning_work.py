@@ -24,7 +24,7 @@ from alignment_core.seeding import derive_seed
 from alignment_core.stage_config import FilterStage, PrepareStage, PretrainStage, SFTStage
 from alignment_core.stages import filter as filter_stage
 from alignment_core.stages import prepare, pretrain, sft
-from alignment_core.stages.artifacts import read_split
+from alignment_core.stages.splits import read_split
 from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import DPOConfig, GRPOConfig
 from alignment_core.validation import make_validator

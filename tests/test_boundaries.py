@@ -17,7 +17,9 @@ FORBIDDEN = {
 }
 LIGHT = ["config", "records", "store", "stage", "fingerprint", "seeding", "runs"]
 """Rooms the parent of a study imports: no torch behind any of them."""
-STAGES = [path for path in (ROOT / "alignment_core" / "stages").glob("[!_]*.py") if path.stem != "artifacts"]
+STAGES = [
+    path for path in (ROOT / "alignment_core" / "stages").glob("[!_]*.py") if path.stem not in {"artifacts", "splits"}
+]
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -100,6 +100,14 @@ class Sleeper(WorkerPlan):
         return [sys.executable, "-c", code]
 
 
+def runs(process: int) -> bool:
+    """Whether a process is there, and no zombie that nobody has asked for its exit code yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 KEEP = """
 import sys
 from pathlib import Path
@@ -130,7 +138,7 @@ def test_a_worker_that_dies_is_started_again_and_all_end_together(tmp_path: Path
     assert "what the worker before it ran" in output
     assert "ended with code -9: started again in 0 s" in output
     assert output.count("serves pool h100") == 3
-    assert not [process for process in (*first, *second) if Path(f"/proc/{process}").exists()]
+    until(lambda: not any(map(runs, (*first, *second))))
 
 
 def grandchildren(process: int, count: int) -> list[int]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence
-from alignment_core.config import Split
 from alignment_core.models import save_model
 from alignment_core.processes import process_rank
 from alignment_core.records import Problem, TokenExample, read_jsonl
@@ -26,11 +25,6 @@ def publish_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ou
     """Write model/, a Hugging Face folder; of several processes that train together, the first one does."""
     if process_rank() == 0:
         save_model(model, tokenizer, output / "model")
-
-
-def read_split(problems: Path, split: Split) -> list[Problem]:
-    """The problems of one split."""
-    return read_jsonl(problems / f"{split}.jsonl", Problem)
 
 
 def read_examples(folder: Path, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> list[TokenSequence]:

@@ -10,7 +10,8 @@ from alignment_core.models import load_model, load_tokenizer
 from alignment_core.records import PreferencePair, read_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import DPOStage
-from alignment_core.stages.artifacts import model_location, publish_model, read_split
+from alignment_core.stages.artifacts import model_location, publish_model
+from alignment_core.stages.splits import read_split
 from alignment_core.validation import stage_validator
 
 CONFIG = DPOStage

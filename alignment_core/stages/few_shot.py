@@ -7,7 +7,7 @@ from alignment_core.few_shot import find_examples
 from alignment_core.records import write_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import FewShotStage
-from alignment_core.stages.artifacts import read_split
+from alignment_core.stages.splits import read_split
 
 CONFIG = FewShotStage
 

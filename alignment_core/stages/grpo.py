@@ -8,7 +8,8 @@ from alignment_core.policy_gradient import train_grpo
 from alignment_core.runs import RunContext
 from alignment_core.sampling import make_sampler
 from alignment_core.stage_config import GRPOStage
-from alignment_core.stages.artifacts import model_location, publish_model, read_split
+from alignment_core.stages.artifacts import model_location, publish_model
+from alignment_core.stages.splits import read_split
 from alignment_core.validation import stage_validator
 
 CONFIG = GRPOStage

@@ -10,7 +10,7 @@ from alignment_core.problem_sources import read_rows
 from alignment_core.records import PreferencePair, write_jsonl
 from alignment_core.runs import RunContext
 from alignment_core.stage_config import ImportPairsStage
-from alignment_core.stages.artifacts import read_split
+from alignment_core.stages.splits import read_split
 
 CONFIG = ImportPairsStage
 

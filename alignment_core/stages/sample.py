@@ -14,7 +14,8 @@ from alignment_core.records import Completion, Example, Problem, read_jsonl, wri
 from alignment_core.runs import RunContext
 from alignment_core.sampling import PromptRequest, Sampler, build_requests, make_sampler
 from alignment_core.stage_config import SampleStage
-from alignment_core.stages.artifacts import model_location, read_split
+from alignment_core.stages.artifacts import model_location
+from alignment_core.stages.splits import read_split
 
 CONFIG = SampleStage
 CHUNK_BATCHES = 4

@@ -10,7 +10,8 @@ from alignment_core.runs import RunContext
 from alignment_core.seeding import derive_seed
 from alignment_core.sft import train_sft
 from alignment_core.stage_config import SFTStage
-from alignment_core.stages.artifacts import model_location, publish_model, read_examples, read_split
+from alignment_core.stages.artifacts import model_location, publish_model, read_examples
+from alignment_core.stages.splits import read_split
 from alignment_core.validation import stage_validator
 
 CONFIG = SFTStage
