@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.presets import scale_names, study_names
 from tasks.pools import GPU_POOLS
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +39,19 @@ def test_entry_is_a_real_flow_with_valid_parameters(entry: dict[str, Any], monke
     assert all(form[name].get("description") for name in form), form
 
 
-def test_every_flow_is_deployed_at_every_scale_and_stages_in_every_gpu_pool() -> None:
+def test_every_flow_and_study_is_deployed_at_every_scale_and_stages_in_every_gpu_pool() -> None:
     flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text(encoding="utf-8")}
-    presets = {path.stem for path in (ROOT / "flows" / "presets").glob("*.yaml")}
-    scaled = {f"{flow}/{preset}" for flow in flows - {"stage"} for preset in presets}
-    assert {named(entry) for entry in ENTRIES} == scaled | {f"stage/{pool}" for pool in GPU_POOLS}
+    scaled = {f"{flow}/{scale}" for flow in flows - {"stage"} for scale in scale_names()}
+    studies = {f"study/{study}-{scale}" for study in study_names() for scale in scale_names() if scale != "smoke"}
+    expected = scaled | studies | {f"stage/{pool}" for pool in GPU_POOLS}
+    assert sorted(named(entry) for entry in ENTRIES) == sorted(expected)
+
+
+@pytest.mark.parametrize("entry", [one for one in ENTRIES if "/" in one["parameters"].get("preset", "")], ids=named)
+def test_a_shipped_study_is_deployed_under_its_own_name(entry: dict[str, Any]) -> None:
+    scale, study = entry["parameters"]["preset"].split("/")
+    assert named(entry) == f"study/{study}-{scale}"
+    assert entry["tags"] == next(one["tags"] for one in ENTRIES if one["name"] == scale)
 
 
 def test_gpu_bound_work_goes_to_the_gpu_pool_and_what_spreads_to_the_one_without() -> None:
