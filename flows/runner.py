@@ -45,7 +45,7 @@ def name_flow_run() -> str:
     parameters = runtime.flow_run.parameters
     preset = str(parameters.get("preset"))
     try:
-        config = load_config(preset, parameters.get("overrides"))
+        config = load_config(preset, parameters.get("overrides"), str(runtime.flow_run.flow_name))
     except ValueError:
         return preset
     model = f"artifact {parameters['artifact']}" if parameters.get("artifact") else model_name(config)

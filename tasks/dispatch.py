@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import NoReturn, TypeVar
 from uuid import UUID, uuid4
@@ -25,7 +26,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from alignment_core.events import Event
 from alignment_core.stage import StageOutcome
@@ -42,6 +43,9 @@ STORE_SECONDS = 60.0
 """Longest wait until the artifact of a stage that has ended is seen here: shared folders show new files late."""
 CANCEL_SECONDS = 20.0
 """Longest wait until a cancelled stage has saved and ended; it does so without us, too."""
+STUCK_SECONDS = 300.0
+"""A flow run that was taken but has not begun, or was told to stop but has not ended, for so long has lost its worker.
+The zombie automation does not see it: no first heartbeat came whose absence could be felt."""
 QUIET_SECONDS = 60.0
 """Between two lines that say why a stage still waits."""
 T = TypeVar("T")
@@ -185,6 +189,8 @@ class Dispatcher:
                 listener.event(request.spec.label, event)
             if seen.state is not None and seen.state.is_final():
                 return seen
+            if is_stuck(seen):
+                self._ask(partial(end_stuck, run=seen))
             waited = time.monotonic() - began
             self._require_in_time(waited, request, seen)
             quiet = waited > 2 * self.patience.poll and time.monotonic() - told > QUIET_SECONDS
@@ -245,6 +251,21 @@ def _runs_of(client: SyncPrefectClient, request: StageRequest, types: list[State
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types)) if types else None
     tags = FlowRunFilterTags(all_=[f"{STAGE_KEY}{request.spec.key}"])
     return client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tags, state=state))
+
+
+def is_stuck(run: FlowRun) -> bool:
+    """Whether a flow run stands between two states for longer than any worker takes."""
+    state = run.state
+    if state is None or state.type not in (StateType.PENDING, StateType.CANCELLING):
+        return False
+    return (datetime.now(UTC) - state.timestamp).total_seconds() > STUCK_SECONDS
+
+
+def end_stuck(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Set a stuck flow run to Crashed, or to Cancelled if that was asked of it."""
+    cancelling = run.state is not None and run.state.type == StateType.CANCELLING
+    why = f"it stayed {run.state_name} for {STUCK_SECONDS:.0f} s: its worker has gone"
+    client.set_flow_run_state(run.id, Cancelled(message=why) if cancelling else Crashed(message=why), force=True)
 
 
 def _say(listener: Listener, request: StageRequest, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from alignment_core.events import Event
 from alignment_core.stage import StageSpec, make_spec
@@ -81,9 +82,9 @@ class Server:
             self.on_end()
         return self.runs[index]
 
-    def set_flow_run_state(self, run_id: UUID, state: State[Any]) -> None:
+    def set_flow_run_state(self, run_id: UUID, state: State[Any], force: bool = False) -> None:
         index = next(i for i, run in enumerate(self.runs) if run.id == run_id)
-        self.courses[index] = [state, Cancelled(message="as asked")]
+        self.courses[index] = [state] if force else [state, Cancelled(message="as asked")]
 
     def read_logs(self, *_arguments: Any, **_options: Any) -> list[Any]:
         return []
@@ -325,3 +326,22 @@ def test_a_host_with_other_libraries_refuses_and_names_them() -> None:
     other = SPEC.model_copy(update={"components": components, "key": components.key()})
     with pytest.raises(ValueError, match=r"transformers 4\.0\.0"):
         require_same_code(REQUEST.model_copy(update={"spec": other}))
+
+
+def test_a_stage_whose_worker_ended_before_it_began_is_asked_for_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Pending(name="Submitting")
+    taken.timestamp -= timedelta(seconds=dispatch.STUCK_SECONDS + 1)
+    server, heard = Server([taken], [Scheduled(), Completed()]), Heard()
+    server.on_end = lambda: store.lookup(SPEC.stage, SPEC.key).ref or publish(store) if len(server.made) == 2 else None
+    with served_by(server, monkeypatch) as dispatcher:
+        outcome = dispatcher.compute(store, REQUEST, heard)
+    assert outcome.ref.key == SPEC.key
+    assert [line for line in heard.lines if "its worker has gone" in line and "attempt 2 of 3" in line]
+
+
+def test_what_was_taken_just_now_is_left_alone() -> None:
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), name="x", state=Pending())
+    assert not dispatch.is_stuck(run)
+    assert not dispatch.is_stuck(run.model_copy(update={"state": Running()}))
