@@ -11,7 +11,7 @@ from alignment_core.batching import Batch, TokenSequence, collate, plan_batches
 from alignment_core.hardware import memory_advice
 from alignment_core.logprobs import TokenScores, response_log_probs
 from alignment_core.models import ComputeDtype, autocast, device_of, pad_id, set_checkpointing, vocab_limit
-from alignment_core.processes import share_of, sum_gradients
+from alignment_core.processes import process_count, share_of, sum_gradients
 from alignment_core.training_config import EngineConfig
 
 ADVICE = "lower micro_batch_tokens {tokens}, or set recompute_activations"
@@ -45,15 +45,19 @@ class Engine:
         Every `together` sequences in a row stay in one micro-batch, in their order.
         Raises ValueError for a sequence longer than the model's positions, or an id without an embedding.
         """
-        self._check(sequences)
-        planned = plan_batches(sequences, self.settings.micro_batch_tokens, is_packed(self.model), together)
+        self.check(sequences)
+        budget = self.settings.micro_batch_tokens
+        if process_count() > 1:  # each has its share of the work, also where one micro-batch would hold all of it
+            budget = min(budget, -(-sum(one.length for one in sequences) // process_count()) or 1)
+        planned = plan_batches(sequences, budget, is_packed(self.model), together)
         for number in share_of(len(planned)):
             rows = planned[number]
             with memory_advice(self._advice):
                 batch = collate([sequences[row] for row in rows], self._pad, self.device)
             yield rows, batch
 
-    def _check(self, sequences: Sequence[TokenSequence]) -> None:
+    def check(self, sequences: Sequence[TokenSequence]) -> None:
+        """Raise ValueError for a sequence longer than the model's positions, or an id without an embedding."""
         highest = max((max(one.prompt_ids + one.response_ids, default=0) for one in sequences), default=0)
         embeddings = int(self.model.config.vocab_size)
         if highest >= embeddings:

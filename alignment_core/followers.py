@@ -23,13 +23,12 @@ from typing import IO, Any, cast
 import torch
 
 from alignment_core.fingerprint import require_unedited
+from alignment_core.interruption import SIGNALS
 from alignment_core.operation import stage_environment
 from alignment_core.processes import FollowerRun, join_processes, leave_processes
 from alignment_core.records import Record
 from alignment_core.stage_run import StageRun
 
-FAREWELL_SECONDS = 60.0
-"""Longest wait for a process whose stage has ended, or whose peers have gone."""
 ECHO_SECONDS = 1.0
 """Longest wait for the death of a process whose peers felt it."""
 LINES_TOLD = 20
@@ -59,17 +58,34 @@ def led_together(count: int, task: Following) -> Iterator[None]:
     places = [_place(rank, count, port) for rank in range(count)]
     with ExitStack() as companions:
         followers = [companions.enter_context(_following(place, task)) for place in places[1:]]
-        for follower in followers:
-            follower.await_ready()
-        with _environment(places[0]), _joined():
-            yield
-        for follower in followers:
-            follower.await_end()
+        try:
+            for follower in followers:
+                follower.await_ready()
+            with _environment(places[0]), _joined():
+                yield
+        except (ValueError, FloatingPointError, MemoryError):
+            raise  # its own, or one that all processes met
+        except Exception as error:
+            _explain(error, followers)
+            raise
+
+
+def _explain(error: Exception, followers: "list[_Follower]") -> None:
+    """Raise ChildProcessError, from the leader's `error`, if that only echoes the death of another process.
+
+    gloo tells the leader at once that a peer has gone; NCCL's watchdog takes ten minutes, and ends the leader. Of
+    several that died, the one is told that did not itself lose a peer.
+    """
+    told = [text for follower in followers if (text := follower.last_words())]
+    if told:
+        raise ChildProcessError(next((text for text in told if "losed by peer" not in text), told[0])) from error
 
 
 @contextmanager
 def _joined() -> Iterator[None]:
-    join_processes()
+    threads = torch.get_num_threads()
+    join_processes()  # accelerate may give this process its share of the cores
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
@@ -78,7 +94,7 @@ def _joined() -> Iterator[None]:
 
 @contextmanager
 def _following(place: dict[str, str], task: Following) -> Iterator["_Follower"]:
-    """One of the other processes, for the length of the block; an error there is explained by its death."""
+    """One of the other processes, for the length of the block. What it still does at its end is of no use to anyone."""
     name = f"process {place['RANK']} of {place['WORLD_SIZE']} of this stage"
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
         process = subprocess.Popen(
@@ -95,9 +111,6 @@ def _following(place: dict[str, str], task: Following) -> Iterator["_Follower"]:
             try:
                 follower.tell(task)
                 yield follower
-            except Exception as error:
-                follower.explain(error)
-                raise
             finally:
                 process.kill()
 
@@ -120,24 +133,16 @@ class _Follower:
         if not cast(IO[str], self.process.stdout).readline():
             raise ChildProcessError(f"{self.name} did not start")
 
-    def await_end(self) -> None:
-        """Until it has ended by itself, and well."""
-        if self.process.wait(FAREWELL_SECONDS) != 0:
-            raise ChildProcessError(f"{self.name} did not end with the others")
-
-    def explain(self, error: Exception) -> None:
-        """Raise ChildProcessError, from the leader's `error`, if that only echoes the death of this process.
-
-        gloo tells the leader at once that a peer has gone; NCCL's watchdog takes ten minutes, and ends the leader.
-        """
+    def last_words(self) -> str:
+        """What to tell of its death; empty if it lives, or ended well."""
         try:
             code = self.process.wait(ECHO_SECONDS)
         except subprocess.TimeoutExpired:
-            return
-        if code not in (0, ORPHANED):
-            self.words.seek(0)
-            last = "".join(self.words.readlines()[-LINES_TOLD:]).strip()
-            raise ChildProcessError(f"{self.name} ended with code {code}: {last}") from error
+            return ""
+        if code in (0, ORPHANED):
+            return ""
+        self.words.seek(0)
+        return f"{self.name} ended with code {code}: {''.join(self.words.readlines()[-LINES_TOLD:]).strip()}"
 
 
 def _require_devices(count: int) -> None:
@@ -199,6 +204,8 @@ def follow(task: Following) -> None:
 
 def main() -> int:
     """Follow; return the exit code."""
+    for wanted in SIGNALS:  # a scheduler may signal every process: the leader saves first, and ends this one
+        signal.signal(wanted, signal.SIG_IGN)
     task = Following.model_validate_json(sys.stdin.readline())
     Thread(target=_end_with_the_leader, daemon=True).start()
     try:

@@ -81,9 +81,11 @@ def train_grpo(
     sampler = sampler or make_sampler(model, tokenizer, sampling, compute_dtype)
     if done == 0 and validate is not None:
         run.emit(0, validate(0, model), total)
-    longest = 0.0
+    longest, validated = 0.0, done
     for step in range(done, total):
         if _budget_spent(run, config, longest):
+            if validate is not None and validated < step:
+                run.emit(step, validate(step, model), total)
             break
         started = time.perf_counter()
         sampler.update_weights(model)
@@ -93,6 +95,7 @@ def train_grpo(
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak_gb": peak_memory_gb(device_of(model))}
         metrics |= throughput(metrics, config.epochs_per_rollout_batch)
         if validation_due(step + 1, total, config.validate_every):
+            validated = step + 1
             rows = completion_rows(rollout.problems, rollout.completions, rollout.grades, config.rollouts_logged)
             run.emit_rows("rollouts", step + 1, rows)
             metrics |= validate(step + 1, model) if validate is not None else {}
@@ -281,7 +284,8 @@ class _Learner:
                 statistics.add_policy(scores.log_probs, scores.entropy, sampled, mask)
             for row, values, own in zip(rows, scores.log_probs, mask, strict=True):
                 log_probs[row] = values[own]
-        for others in gather(log_probs):
+        # Through the CPU: what comes from another process must not open a context on that one's GPU.
+        for others in gather({row: values.cpu() for row, values in log_probs.items()}):
             log_probs |= {row: values.to(self.engine.device) for row, values in others.items()}
         return [log_probs[row] for row in range(len(log_probs))]
 

@@ -104,7 +104,7 @@ class FollowerRun:
         """Nothing."""
 
     def seconds(self) -> float:
-        """The first process's count; asked of it through `first_of`, so never here."""
+        """Nothing that counts: `first_of` takes the first process's."""
         return 0.0
 
     def checkpoint_due(self) -> bool:

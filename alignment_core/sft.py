@@ -39,7 +39,9 @@ def train_sft(
     run = own_run(run)
     kept = _trainable(examples, config.max_length, run)
     disable_dropout(model)
-    learner = _Learner(Engine(model, tokenizer, config, compute_dtype), kept)
+    engine = Engine(model, tokenizer, config, compute_dtype)
+    engine.check(kept)  # all of them, before the first step
+    learner = _Learner(engine, kept)
     return train_epochs("sft", learner, len(kept), config, run, seed, validate)
 
 

@@ -153,7 +153,7 @@ def main() -> int:
         serve(open_store_folder(Path(sys.argv[1])))
     except Interrupted as error:
         return error.exit_code
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"alignflow: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -110,6 +110,8 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         self.grpo.require_overlong_room(self.sampling.max_tokens)
+        if self.budget is not None:
+            GRPOConfig.model_validate({**self.grpo.model_dump(), "time_budget_hours": self.budget.hours})
         if self.examples.variant == "distilled" and self.distillation is None:
             raise ValueError(
                 "examples.variant is 'distilled': give distillation.teacher, the model that writes the traces"

@@ -169,6 +169,11 @@ class GRPOConfig(EngineConfig):
                 f"grpo.time_budget_hours leaves the number of steps open, which a {self.optimizer.schedule} schedule "
                 "needs: set grpo.optimizer.schedule to constant"
             )
+        if self.keep_state and self.time_budget_hours is not None:
+            raise ValueError(
+                "grpo.keep_state is for runs of more steps, and grpo.time_budget_hours leaves their number open: "
+                "leave one of them out"
+            )
         if self.keep_state and self.optimizer.schedule != "constant":
             raise ValueError(
                 f"grpo.keep_state goes with a constant learning rate: every step of a {self.optimizer.schedule} "

@@ -15,7 +15,7 @@ def run_for_user(action: Any, interrupted: str = "the same command goes on where
         if code := exit_code_of(error):
             typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
             raise typer.Exit(code) from error
-        if isinstance(error, ValueError | OSError):
+        if isinstance(error, ValueError | OSError | FloatingPointError | MemoryError):
             from alignment_core.redaction import redact
 
             typer.echo(redact("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])])), err=True)

@@ -11,12 +11,18 @@ import pytest
 import torch
 from parallel_training import LOOPS, train
 from safetensors.torch import load_file
+from tiny_loops import TOKENIZER
+from tiny_models import tiny_model
 
+from alignment_core import engine as engine_room
+from alignment_core.batching import TokenSequence
 from alignment_core.config import ModelConfig, ScratchModelConfig
+from alignment_core.engine import Engine
 from alignment_core.models import tensors_by_name
 from alignment_core.processes import FollowerRun, gather, interleave, own_run, process_count, share_of
 from alignment_core.runs import MemoryRun
 from alignment_core.study_config import StudyConfig
+from alignment_core.training_config import SFTConfig
 
 SCRIPT = Path(__file__).with_name("parallel_training.py")
 
@@ -100,3 +106,15 @@ def test_processes_and_vllm_do_not_go_together() -> None:
         StudyConfig.model_validate(
             {"name": "x", "model": model, "data": {"arithmetic": {}}, "sampling": {"backend": "vllm"}}
         )
+
+
+def test_every_process_has_work_at_the_settings_as_they_come(monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(tiny_model(TOKENIZER), TOKENIZER, SFTConfig())
+    sequences = [TokenSequence([1] * 5, [2] * (5 + row)) for row in range(16)]
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(engine_room, "process_count", lambda: 4)
+        monkeypatch.setattr(engine_room, "share_of", lambda count, rank=rank: range(rank, count, 4))
+        shares.append([row for rows, _ in engine.micro_batches(sequences) for row in rows])
+    assert sorted(row for share in shares for row in share) == list(range(16))
+    assert all(shares), "a process without a micro-batch would only wait"
