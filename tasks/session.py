@@ -57,6 +57,9 @@ class Session:
         self._found: dict[str, tuple[Any, float]] = {}
         """Runs of earlier attempts, by stage key, with the time they were found; until the first event."""
 
+        self._reopened: set[str] = set()
+        """Stage keys whose runs are of earlier attempts, until the first points are sent."""
+
     def address(self, key: str = "") -> str:
         """Web page of the run of a stage, or of the study run; "" where there is none."""
         run = self._runs.get(key) if key else self.parent
@@ -89,6 +92,7 @@ class Session:
         run, found = scribe.find_or_create({STAGE_KEY_TAG: spec.key}, tags, spec.label, milliseconds(began))
         if found:
             self._found[spec.key] = run, time.time()
+            self._reopened.add(spec.key)
         self._runs[spec.key] = str(run.info.run_id)
         if run.info.status == "FINISHED":
             return
@@ -126,14 +130,35 @@ class Session:
             return
         run, found_at = self._found[key]
         if run.info.status == "FINISHED" or (run.data.metrics and event.time >= found_at):
-            self.open_study().client.delete_run(run.info.run_id)
-            system_record(self.root, key).unlink(missing_ok=True)
-            self.open_stage(*self._specs[key])
+            self._renew(key)
         del self._found[key]
+
+    def _renew_if_ahead(self, key: str, points: list[Event]) -> None:
+        """Put a new run in the place of one that holds other points than these, the first that are sent to it.
+
+        A host that is lost has told of points which only its own checkpoints covered: whoever goes on from the last
+        one that was uploaded computes these steps again.
+        """
+        if key not in self._reopened or self._sent[key] or not points:
+            return
+        if self.open_study().other_points(self._runs[key], points):
+            held = self._held[key]
+            try:
+                self._renew(key)
+            finally:
+                self._held[key] = held
+            self._found.pop(key, None)
+        self._reopened.discard(key)
+
+    def _renew(self, key: str) -> None:
+        self.open_study().client.delete_run(self._runs[key])
+        system_record(self.root, key).unlink(missing_ok=True)
+        self.open_stage(*self._specs[key])
 
     def take(self, key: str, event: Event) -> None:
         """Hold a point until a checkpoint covers it."""
         if event.kind == "checkpoint":
+            self._renew_if_ahead(key, self._held[key])
             self.open_study().log_points(self._runs[key], self._held[key])
             self._sent[key] += len(self._held[key])
             self._held[key] = []
@@ -159,6 +184,7 @@ class Session:
         points = [event for event in read_events(artifact) if event.kind == "point"]
         for event in points[:1]:
             self._renew_if_stale(key, event)
+        self._renew_if_ahead(key, points)
         scribe, run_id, (spec, _) = self.open_study(), self._runs[key], self._specs[key]
         behind = model_behind(self._store, spec) if spec.stage == "grade" else None
         evaluated = self._model(behind) if behind is not None else None

@@ -7,7 +7,7 @@ Every call may be made twice: what is there already is found and left alone, so 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,16 @@ class Scribe:
         ]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def other_points(self, run_id: str, points: Sequence[Event]) -> bool:
+        """Whether a run holds points of these metrics that are not among these."""
+        mine = {(name, event.step, int(event.time * 1000)) for event in points for name in event.metrics}
+        shown = self.client.get_run(run_id).data.metrics
+        return any(
+            (name, point.step, point.timestamp) not in mine
+            for name in {name for name, _, _ in mine} & shown.keys()
+            for point in self.client.get_metric_history(run_id, name)
+        )
 
     def log_inputs(self, run: Any, datasets: Iterable[Dataset], models: Iterable[str]) -> None:
         """The data sets and the models that a run reads."""

@@ -105,6 +105,19 @@ def test_a_resumed_stage_keeps_its_run(root: Path, tmp_path: Path) -> None:
     assert shown(root, "resumed") == (1, [(1, 1001000), (2, 1002000), (3, 1003000)], 1)
 
 
+def test_points_that_only_a_lost_host_had_are_replaced_by_those_computed_again(root: Path, tmp_path: Path) -> None:
+    spec, old, new = make_spec("host-lost"), make_events(1000.0), make_events(2000.0)
+    lost = Tracker(root, "study", "run", {})
+    lost.stage_started(spec)
+    for event in [*old[:2], Event(kind="checkpoint", step=2, time=1002.0)]:
+        lost.stage_event(spec, event)
+    lost.close()
+    replayed, again = old[:1], new[1:]  # the checkpoint of step 1 was uploaded, that of step 2 was not
+    heard = [*replayed, Event(kind="checkpoint", step=1, time=2001.5), *again]
+    track(root, spec, make_artifact(tmp_path / "a", [*replayed, *again]), heard=heard)
+    assert shown(root, "host-lost") == (1, [(1, 1001000), (2, 2002000), (3, 2003000)], 1)
+
+
 def test_an_outage_is_told_at_the_end_and_leaves_the_stage_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
