@@ -36,6 +36,8 @@ from alignment_core.remote import RemoteFolder, StoreError, patiently
 from alignment_core.sharing import STORE_PATIENCE, lease_seconds, setting
 
 FOLDER = ".attempts"
+PLACE = ".place"
+"""File of a root's store folder that tells it from every other that ever was there."""
 BEATS_PER_LEASE = 6
 LOOKS_PER_LEASE = 12
 LONGEST_LOOK = 5.0
@@ -289,10 +291,24 @@ def read_holder(remote: RemoteFolder, name: str, number: int) -> Holder | None:
 
 
 def place_of(root: Path) -> str:
-    """Identity of a root's store folder among all hosts; unique at each call where the boot is not known."""
-    stat = root.stat()
-    boot = boot_identity()
-    return f"{boot}:{stat.st_dev}:{stat.st_ino}" if boot else uuid.uuid4().hex
+    """Identity of a root's store folder among all hosts; unique at each call where the boot is not known.
+
+    Its inode tells it from a copy, the token in it from a folder that was deleted and whose inode it was given.
+    """
+    stat, boot = root.stat(), boot_identity()
+    return f"{boot}:{stat.st_dev}:{stat.st_ino}:{_token(root / PLACE)}" if boot else uuid.uuid4().hex
+
+
+def _token(path: Path) -> str:
+    """What a file of a root holds, written by whoever asks first."""
+    with suppress(FileExistsError):
+        own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        own.write_text(uuid.uuid4().hex)
+        try:
+            os.link(own, path)  # whole, and only if there is none yet
+        finally:
+            own.unlink()
+    return path.read_text()
 
 
 def _remove_older(remote: RemoteFolder, name: str, before: int) -> None:

@@ -13,16 +13,26 @@ STAGE_PYTHON = "ALIGNFLOW_STAGE_PYTHON"
 """Names the interpreter of stages that sample with vllm, whose package may not go together with those of the flows."""
 
 
+def number_setting(name: str, default: float, example: float | None = None, kind: str = "number of seconds") -> float:
+    """The number, 0 or more, that an environment variable sets, else its default.
+
+    example: what to set instead, in the message (default: the default). Raises ValueError for anything else, called no
+    `kind` in the message.
+    """
+    text = os.environ.get(name, "").strip()
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        shown = default if example is None else example
+        raise ValueError(f"{name}={text!r} is no {kind}: set e.g. {shown:g}, or unset it")
+    return value
+
+
 def checkpoint_period() -> float:
     """Seconds between checkpoints: ALIGNFLOW_CHECKPOINT_SECONDS, else CHECKPOINT_SECONDS; ValueError if not >= 0."""
-    text = os.environ.get("ALIGNFLOW_CHECKPOINT_SECONDS", "").strip()
-    try:
-        period = float(text or CHECKPOINT_SECONDS)
-    except ValueError:
-        period = -1.0
-    if not period >= 0:
-        raise ValueError(f"ALIGNFLOW_CHECKPOINT_SECONDS={text!r} is no number of seconds: set e.g. 60, or unset it")
-    return period
+    return number_setting("ALIGNFLOW_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS)
 
 
 def stage_python(settings: Mapping[str, Any]) -> str | None:

@@ -10,8 +10,9 @@
 | ALIGNFLOW_STOP_SECONDS | longest wait for the upload of the last checkpoint when a signal stops a stage | 20 |
 """
 
-import os
 from typing import TYPE_CHECKING, TypeAlias
+
+from alignment_core.operation import number_setting
 
 if TYPE_CHECKING:
     from alignment_core.shared_store import SharedStore
@@ -36,15 +37,8 @@ DEFAULTS = {
 
 
 def setting(name: str) -> float:
-    """The number that an environment variable sets, else its default; ValueError if it is no number >= 0."""
-    text = os.environ.get(name, "").strip()
-    try:
-        value = float(text) if text else DEFAULTS[name]
-    except ValueError:
-        value = -1.0
-    if not value >= 0:
-        raise ValueError(f"{name}={text!r} is no number >= 0: set e.g. {name}=60, or unset it")
-    return value
+    """The number that one of these variables sets, else its default; ValueError if it is no number >= 0."""
+    return number_setting(name, DEFAULTS[name], 60, "number >= 0")
 
 
 def lease_seconds() -> float:

@@ -5,7 +5,6 @@ active, else makes one; two who make it at once get the same one, by its idempot
 Ctrl-C and SIGTERM; one that is killed leaves it running, and is attached to by the next start.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, Terminati
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from alignment_core.events import Event
+from alignment_core.operation import number_setting
 from alignment_core.stage import StageOutcome
 from alignment_core.store import Store
 from tasks.pools import GPU_POOL, MULTI_POOL, pool_of, require_server
@@ -80,13 +80,9 @@ class Patience:
 
 
 def _positive(name: str, default: float) -> float:
-    text = os.environ.get(name, "").strip()
-    try:
-        value = float(text or default)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise ValueError(f"{name}={text!r} is no number above 0: set e.g. {default:g}, or unset it")
+    value = number_setting(name, default, kind="number above 0")
+    if value == 0:
+        raise ValueError(f"{name}=0 is no number above 0: set e.g. {default:g}, or unset it")
     return value
 
 

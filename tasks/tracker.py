@@ -6,7 +6,6 @@ what is to be told is kept in order. A study of which every stage is cached neve
 """
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from alignment_core.events import Event
 from alignment_core.journal import PastRun
+from alignment_core.operation import number_setting
 from alignment_core.records import ArtifactRef
 from alignment_core.redaction import redact
 from alignment_core.stage import StageOutcome, StageSpec
@@ -71,7 +71,7 @@ class Tracker:
         self._wanted = False
         """Whether a stage had to run, so that this study run is worth a parent run."""
         self._closing = threading.Event()
-        self._patience = _wait_seconds()
+        self._patience = number_setting(WAIT, WAIT_SECONDS)
         self._alive_at = 0.0
         """When MLflow last took something, or closing began: what the patience is counted from (monotonic)."""
 
@@ -220,14 +220,3 @@ class Tracker:
             time.sleep(min(delay, 1.0))
         else:
             self._closing.wait(delay)
-
-
-def _wait_seconds() -> float:
-    text = os.environ.get(WAIT, "").strip()
-    try:
-        seconds = float(text or WAIT_SECONDS)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise ValueError(f"{WAIT}={text!r} is no number of seconds: set e.g. 120, or unset it")
-    return seconds

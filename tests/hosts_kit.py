@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,10 +12,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.local_servers import free_port
+
 ROOT = Path(__file__).parents[1]
 ALIGNFLOW = [sys.executable, "-c", "from flows.cli import main; main()"]
 PREFECT = [sys.executable, "-m", "prefect"]
 T = TypeVar("T")
+
+
+def post(environment: dict[str, str], path: str, body: dict[str, Any]) -> Any:
+    """A query of the API of the Prefect server that an environment names."""
+    request = urllib.request.Request(
+        f"{environment['PREFECT_API_URL']}/{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
 
 
 class Hosts:
@@ -24,9 +36,7 @@ class Hosts:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "root"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         foreign = ("PREFECT_", "MLFLOW_", "ALIGNFLOW_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.environment = {
@@ -110,13 +120,7 @@ class Hosts:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """A query of the server's API."""
-        request = urllib.request.Request(
-            f"{self.environment['PREFECT_API_URL']}/{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        return post(self.environment, path, body)
 
     def flow_runs(self, *tags: str) -> list[dict[str, Any]]:
         """Flow runs with these tags, in the order in which they were made."""

@@ -452,3 +452,11 @@ def training(store: Store) -> StageSpec:
     pretraining = PretrainStage(model=shape, arithmetic=ARITHMETIC, template=template, plain_template=plain, seed=0)
     base = run_stage(store, make_spec("pretrain", pretraining, {}, "base")).ref
     return sft_spec(base, problems, epochs=8)
+
+
+def test_a_root_in_the_place_of_a_deleted_one_is_another(tmp_path: Path) -> None:
+    root = make_root(tmp_path, "a")
+    before = place_of(root)
+    assert place_of(root) == before
+    shutil.rmtree(root)
+    assert place_of(make_root(tmp_path, "a")) != before, "even if it was given the same inode"

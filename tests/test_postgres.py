@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from real_servers import COMMAND, ROOT, SMALL, clean_environment, free_port, mlflow_server, prefect_server
+from real_servers import COMMAND, ROOT, SMALL, clean_environment, mlflow_server, prefect_server
 
+from benchmarks.local_servers import free_port
 from tasks.rebuild import rebuild
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

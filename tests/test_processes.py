@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from alignment_core.processes import FollowerRun, gather, interleave, own_run, p
 from alignment_core.runs import MemoryRun
 from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import SFTConfig
+from benchmarks.local_servers import free_port
 
 SCRIPT = Path(__file__).with_name("parallel_training.py")
 
@@ -31,10 +31,12 @@ SCRIPT = Path(__file__).with_name("parallel_training.py")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two processes filled."""
     out = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
     children = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(out)],

@@ -19,7 +19,6 @@ from real_servers import (
     SMALL,
     Server,
     clean_environment,
-    free_port,
     listening,
     mlflow_server,
     prefect_server,
@@ -31,6 +30,7 @@ from alignment_core.events import EVENTS, Event
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
 from alignment_core.store import Components
+from benchmarks.local_servers import free_port
 from tasks.rebuild import rebuild
 from tasks.tracker import Tracker, TrackingError
 from tasks.tracking import connect

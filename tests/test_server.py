@@ -1,6 +1,5 @@
 """The smoke study through a real Prefect server and one process worker, from prefect.yaml."""
 
-import json
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosts_kit import post
 
 from benchmarks.local_servers import free_port, wait_until_healthy
 
@@ -84,17 +84,6 @@ def prefect(environment: dict[str, str], *arguments: str) -> str:
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def post(environment: dict[str, str], path: str, body: dict[str, object]) -> list[dict[str, object]]:
-    """A query of the server's API."""
-    request = urllib.request.Request(
-        f"{environment['PREFECT_API_URL']}/{path}",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
 
 
 def run_deployment(environment: dict[str, str], root: Path) -> set[object]:

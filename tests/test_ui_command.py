@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from real_servers import free_port
 
+from benchmarks.local_servers import free_port
 from flows import servers
 from flows.servers import serve_uis
 
