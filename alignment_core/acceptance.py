@@ -13,8 +13,9 @@ from alignment_core.changes import differences
 from alignment_core.config_base import Config
 from alignment_core.durable import write_durably
 from alignment_core.fingerprint import read_module, stage_fingerprint
+from alignment_core.manifest import Components, Manifest
 from alignment_core.records import ArtifactRef
-from alignment_core.store import Acceptance, Components, Manifest, Store
+from alignment_core.store import Acceptance, Store
 
 EVERY = 1_000_000
 """A person vouches for each change, so none is left out of the record."""

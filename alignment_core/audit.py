@@ -9,8 +9,9 @@ from stat import S_ISREG
 from pydantic import ValidationError
 
 from alignment_core.journal import PastRun, past_runs
+from alignment_core.manifest import MANIFEST, RECORD, Manifest, file_sha256, is_linked, manifest_flaw
 from alignment_core.records import Record
-from alignment_core.store import MANIFEST, RECORD, Manifest, Store, file_sha256, is_linked, manifest_flaw
+from alignment_core.store import Store
 
 
 class Finding(Record):

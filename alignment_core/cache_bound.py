@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from alignment_core.journal import keys_in_use
 from alignment_core.locks import alone, use_lock
+from alignment_core.manifest import Manifest
 from alignment_core.remote import StoreError
-from alignment_core.store import Manifest
 
 if TYPE_CHECKING:
     from alignment_core.shared_store import SharedStore

@@ -7,7 +7,8 @@ from itertools import islice
 
 from pydantic import ValidationError
 
-from alignment_core.store import Components, Store
+from alignment_core.manifest import Components
+from alignment_core.store import Store
 
 KINDS = ("config", "inputs", "code", "versions")
 

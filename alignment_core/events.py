@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from alignment_core.manifest import RECORD
 from alignment_core.records import Record
-from alignment_core.store import RECORD
 
 EVENTS = "events.jsonl"
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from alignment_core.checkpoint_folders import MARKER, complete_checkpoints, find_flaw, seal
 from alignment_core.durable import sync_folder, write_durably
+from alignment_core.manifest import MANIFEST, RECORD, Components, Manifest
 from alignment_core.records import ArtifactRef, Record
-from alignment_core.store import MANIFEST, RECORD, Components, Manifest, Store
+from alignment_core.store import Store
 
 EVENTS = f"{RECORD}/events.jsonl"
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Literal
 
+from alignment_core.manifest import Manifest
 from alignment_core.records import Record
-from alignment_core.store import Manifest
 
 FLOPS = 0.4 * 990e12
 """40 % of a H100's or H200's bfloat16 rate."""

@@ -15,11 +15,12 @@ from alignment_core.changes import differences, explain_miss
 from alignment_core.config import ScratchModelConfig
 from alignment_core.extension import find_shorter
 from alignment_core.forecast import Forecast, Source, forecast
+from alignment_core.manifest import Components, Manifest
 from alignment_core.model_size import CHECKPOINT_BYTES, WEIGHT_BYTES, ModelSize, checkpoint_size, scratch_size
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.stage import StageSpec
 from alignment_core.stage_run import StageRun
-from alignment_core.store import Components, Manifest, Store
+from alignment_core.store import Store
 from alignment_core.training_config import GRPOConfig
 
 PLANNED = "planned: "

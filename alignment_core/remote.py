@@ -275,6 +275,10 @@ def _connect(url: str) -> tuple[Any, str]:
     except ImportError as error:
         remedy = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else _brief(error)
         raise StoreRefused(f"ALIGNFLOW_STORE={redact(url)} needs a package that is not installed: {remedy}") from error
+    except OSError as error:  # some, such as ftp, connect at once
+        raise StoreUnreachable(
+            f"the shared store {redact(url)} cannot be reached ({_brief(error)}). Check the network and ALIGNFLOW_STORE"
+        ) from error
     except ValueError as error:
         raise StoreRefused(
             f"ALIGNFLOW_STORE={redact(url)} is no place that fsspec knows ({_brief(error)}): give a "

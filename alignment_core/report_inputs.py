@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignment_core.events import Event, read_events
+from alignment_core.manifest import MANIFEST, Manifest
 from alignment_core.report_data import KeyLink, Prompt, Row, StageRow
 from alignment_core.run_curves import is_number
 from alignment_core.stage_config import AcceptedStage
-from alignment_core.store import MANIFEST, Manifest
 
 ROLLOUT_ROWS = 40
 """Rollouts kept per run, spread over its steps."""

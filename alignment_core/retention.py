@@ -16,8 +16,9 @@ from typing import Literal
 from alignment_core.checkpoint_folders import read_marker
 from alignment_core.journal import PastRun, past_runs, undisturbed
 from alignment_core.locks import alone
+from alignment_core.manifest import Manifest
 from alignment_core.records import Record
-from alignment_core.store import Manifest, Store
+from alignment_core.store import Store
 
 DAY = 86_400.0
 

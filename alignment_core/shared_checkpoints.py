@@ -23,10 +23,10 @@ from alignment_core.attempts import Attempt, Superseded
 from alignment_core.checkpoint_folders import read_marker
 from alignment_core.durable import sync_file, sync_folder
 from alignment_core.events import EVENTS
+from alignment_core.manifest import RECORD, file_sha256
 from alignment_core.records import Record
 from alignment_core.remote import FIRST_PAUSE, LONGEST_PAUSE, RemoteFolder, StoreError
 from alignment_core.sharing import STOP_SECONDS, UPLOAD_SECONDS, setting
-from alignment_core.store import RECORD, file_sha256
 
 FOLDER = ".work"
 MARKER = "shared.json"

@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import PurePosixPath
 
-from alignment_core.store import MANIFEST, Manifest, canonical_json
+from alignment_core.manifest import MANIFEST, Manifest, canonical_json
 
 PART = re.compile(r"[A-Za-z0-9][\w.-]*")
 

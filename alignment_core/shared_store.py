@@ -25,19 +25,12 @@ from pydantic import ValidationError
 from alignment_core.cache_bound import shrink
 from alignment_core.durable import sync_file, sync_folder, write_durably
 from alignment_core.locks import held
+from alignment_core.manifest import MANIFEST, RECORD, Manifest, file_sha256, manifest_flaw
 from alignment_core.records import ArtifactRef
 from alignment_core.remote import RemoteFolder, StoreError, StoreUnreachable, patiently
 from alignment_core.shared_manifests import content_folder, is_plain, names_flaw, require_plain
 from alignment_core.sharing import STORE_PATIENCE, setting
-from alignment_core.store import (
-    MANIFEST,
-    RECORD,
-    Lookup,
-    Manifest,
-    Store,
-    file_sha256,
-    manifest_flaw,
-)
+from alignment_core.store import Lookup, Store
 
 ASK_PATIENCE = 30.0
 """Longest wait, in seconds, where a person waits for the answer: whether an artifact is there."""

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from alignment_core.attempts import FOLDER as ATTEMPTS
 from alignment_core.attempts import under_way
 from alignment_core.audit import Finding
+from alignment_core.manifest import MANIFEST
 from alignment_core.records import Record
 from alignment_core.shared_checkpoints import FOLDER as WORK
 from alignment_core.shared_manifests import content_folder, is_plain
 from alignment_core.shared_store import SharedStore
-from alignment_core.store import MANIFEST
 
 DAY = 86_400.0
 LEAST_DAYS = 1.0

@@ -21,19 +21,13 @@ from alignment_core.extension import go_on_from_shorter, keep_state
 from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import interruptible
 from alignment_core.locks import artifacts_in_use, exclusive, in_use
+from alignment_core.manifest import Components, Manifest, ManifestDraft, Producer
 from alignment_core.operation import computed_on
 from alignment_core.records import ArtifactRef, Record
 from alignment_core.remote import StoreUnreachable
 from alignment_core.shared_run import SharedRun, shared_run
 from alignment_core.stage_run import StageRun
-from alignment_core.store import (
-    Components,
-    Lookup,
-    Manifest,
-    ManifestDraft,
-    Producer,
-    Store,
-)
+from alignment_core.store import Lookup, Store
 
 
 class StageSpec(Record):

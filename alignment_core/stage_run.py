@@ -11,10 +11,10 @@ from alignment_core.checkpoint_folders import complete_checkpoints, crc32, find_
 from alignment_core.durable import sync_folder
 from alignment_core.events import EVENTS, Event, OnEvent, read_events
 from alignment_core.interruption import Interrupted, Interruption
+from alignment_core.manifest import RECORD
 from alignment_core.operation import checkpoint_period, computed_on, differing
 from alignment_core.retention import checkpoints_to_keep
 from alignment_core.shared_run import SharedRun, latest_step
-from alignment_core.store import RECORD
 
 
 class StageRun:

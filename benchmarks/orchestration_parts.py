@@ -84,14 +84,7 @@ def measure_store(folder: Path) -> dict[str, float]:
 def fill_store(folder: Path) -> None:
     """10,000 small artifacts and one that was deleted, written without the fsyncs of a real publication."""
     from alignment_core.fingerprint import fingerprint
-    from alignment_core.store import (
-        MANIFEST,
-        Components,
-        Manifest,
-        Producer,
-        content_digest,
-        describe_file,
-    )
+    from alignment_core.manifest import MANIFEST, Components, Manifest, Producer, content_digest, describe_file
     from alignment_core.training_config import GRPOConfig
 
     code = fingerprint("alignment_core.stages.sft:run")

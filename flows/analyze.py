@@ -5,34 +5,20 @@ alignflow analyze tiny
 
 from typing import Any
 
-from prefect import flow
-
+from alignment_core.study_config import StudyConfig
 from flows import steps
-from flows.runner import flow_run, name_flow_run, summarize
-from tasks.pools import Executor
+from flows.runner import study_flow, summarize
+from tasks.workspace import Workspace
 
 
-@flow(name="analyze", flow_run_name=name_flow_run)
-def analyze(
-    preset: str = "tiny",
-    overrides: dict[str, Any] | None = None,
-    root: str | None = None,
-    executor: Executor = "local",
-) -> dict[str, Any]:
+@study_flow
+def analyze(workspace: Workspace, config: StudyConfig) -> dict[str, Any]:
     """Statistics over a study's evaluations: intervals, paired tests, the split of each gain.
 
     What the study lacks is computed first.
-
-    Args:
-        preset: A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b) or a YAML file.
-        overrides: Settings that differ from the preset's, by dotted name, e.g. {"grpo.n_grpo_steps": 20};
-            {"grpo.lr": 2e-5} is short for the learning rate of a method.
-        root: Folder of the store and of mlruns; default: ALIGNFLOW_ROOT of the worker, else its working directory.
-        executor: Where the stages that need torch run: local, here; work-pool, on the workers of the GPU pool.
     """
-    with flow_run("analyze", preset, overrides, root, executor) as (workspace, config):
-        study = steps.start(workspace, config)
-        steps.run_experiments(study)
-        analysis = steps.analyze_step(study)
-        result = summarize(workspace, study.evaluations)
-        return {**result, "analysis": str(workspace.store.path(analysis) / "analysis.json")}
+    study = steps.start(workspace, config)
+    steps.run_experiments(study)
+    analysis = steps.analyze_step(study)
+    result = summarize(workspace, study.evaluations)
+    return {**result, "analysis": str(workspace.store.path(analysis) / "analysis.json")}

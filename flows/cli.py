@@ -1,6 +1,7 @@
 """The `alignflow` command. Nothing heavy is imported before the subcommand that needs it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,16 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Defaults of the environment, for variables the user has not set: no telemetry, one voice on the console."""
+
+PARTS = {
+    "prepare": ("prepare", "Problems, traces, leakage report."),
+    "sft": ("sft", "The SFT sweep."),
+    "ei": ("expert_iteration", "Expert Iteration."),
+    "grpo": ("grpo", "GRPO."),
+    "analyze": ("analyze", "Intervals, paired tests, the split of each gain."),
+    "report": ("report", "The study's HTML page."),
+}
+"""Command -> flow, help: the parts of a study."""
 
 app = typer.Typer(
     add_completion=False,
@@ -99,16 +110,23 @@ def run(
     _run_flow("study", preset, [*(overrides or []), *extra], root, plan, executor=executor)
 
 
-@app.command()
-def prepare(
-    preset: Preset,
-    overrides: Overrides = None,
-    root: Root = Path("."),
-    plan: PlanOnly = False,
-    executor: Where = "local",
-) -> None:
-    """Problems, traces, leakage report."""
-    _run_flow("prepare", preset, overrides, root, plan, executor=executor)
+def _part(flow: str) -> Callable[..., None]:
+    """The command that runs one flow on a preset."""
+
+    def part(
+        preset: Preset,
+        overrides: Overrides = None,
+        root: Root = Path("."),
+        plan: PlanOnly = False,
+        executor: Where = "local",
+    ) -> None:
+        _run_flow(flow, preset, overrides, root, plan, executor=executor)
+
+    return part
+
+
+for command_name, (flow_name, about) in PARTS.items():
+    app.command(command_name, help=about)(_part(flow_name))
 
 
 @app.command("eval")
@@ -143,66 +161,6 @@ def evaluation(
     elif model is not None:
         settings += [f"model.source={model}", "model.scratch=null"]
     _run_flow("evaluation", preset, settings, root, plan, **extra)
-
-
-@app.command()
-def sft(
-    preset: Preset,
-    overrides: Overrides = None,
-    root: Root = Path("."),
-    plan: PlanOnly = False,
-    executor: Where = "local",
-) -> None:
-    """The SFT sweep."""
-    _run_flow("sft", preset, overrides, root, plan, executor=executor)
-
-
-@app.command()
-def ei(
-    preset: Preset,
-    overrides: Overrides = None,
-    root: Root = Path("."),
-    plan: PlanOnly = False,
-    executor: Where = "local",
-) -> None:
-    """Expert Iteration."""
-    _run_flow("expert_iteration", preset, overrides, root, plan, executor=executor)
-
-
-@app.command()
-def grpo(
-    preset: Preset,
-    overrides: Overrides = None,
-    root: Root = Path("."),
-    plan: PlanOnly = False,
-    executor: Where = "local",
-) -> None:
-    """GRPO."""
-    _run_flow("grpo", preset, overrides, root, plan, executor=executor)
-
-
-@app.command()
-def analyze(
-    preset: Preset,
-    overrides: Overrides = None,
-    root: Root = Path("."),
-    plan: PlanOnly = False,
-    executor: Where = "local",
-) -> None:
-    """Intervals, paired tests, the split of each gain."""
-    _run_flow("analyze", preset, overrides, root, plan, executor=executor)
-
-
-@app.command()
-def report(
-    preset: Preset,
-    overrides: Overrides = None,
-    root: Root = Path("."),
-    plan: PlanOnly = False,
-    executor: Where = "local",
-) -> None:
-    """The study's HTML page."""
-    _run_flow("report", preset, overrides, root, plan, executor=executor)
 
 
 @app.command()
@@ -319,10 +277,12 @@ def _call_flow(name: str, root: Path, **parameters: Any) -> dict[str, Any]:
 
     with stopping_on_sigterm(), disk_errors(root):
         from flows.embedded_server import start_embedded_server
+        from tasks.pools import refusals_told
 
         start_embedded_server()
         flow = getattr(import_module(f"flows.{name}"), name)
-        result: dict[str, Any] = flow(root=str(root), **parameters)
+        with refusals_told():
+            result: dict[str, Any] = flow(root=str(root), **parameters)
         return result
 
 

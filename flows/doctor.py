@@ -12,6 +12,7 @@ from pathlib import Path
 from alignment_core.operation import STAGE_PYTHON
 from alignment_core.package_versions import versions_in
 from alignment_core.redaction import redact
+from alignment_core.sharing import STORE
 from tasks.tracking import tracking_uri
 
 GPU_EXTRA = "`python3 -m flows.bootstrap install gpu` installs it"
@@ -27,6 +28,7 @@ def examine(root: Path) -> Iterator[tuple[str, str]]:
     yield "disk", disk_line(root)
     yield "prefect server", redact(os.environ.get("PREFECT_API_URL", "")) or "embedded (PREFECT_API_URL is not set)"
     yield "tracking", redact(tracking_uri(root))
+    yield "store", store_line(root)
     from alignment_core.hardware import devices
 
     yield from devices()
@@ -50,6 +52,13 @@ def vllm_line() -> str:
     except ValueError as error:
         return str(error)
     return f"{found} in {python}, which runs the stages that sample with it ({STAGE_PYTHON})"
+
+
+def store_line(root: Path) -> str:
+    """Where artifacts lie."""
+    own = root / "data" / "store"
+    shared = os.environ.get(STORE, "").strip()
+    return f"{redact(shared)}, with {own} as its cache" if shared else f"{own}, of this host alone ({STORE} is not set)"
 
 
 def disk_line(root: Path) -> str:

@@ -17,7 +17,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from flows.checkout import CHECKOUT
-from tasks.pools import HEARTBEAT, HEARTBEAT_SECONDS, POOLS, ZOMBIE_SECONDS, require_server
+from tasks.pools import HEARTBEAT, HEARTBEAT_SECONDS, POOLS, ZOMBIE_SECONDS, refusals_told, require_server
 
 ZOMBIES = "alignflow: flow runs without a sign of life have crashed"
 TAG = "prefect.tag.alignflow"
@@ -47,7 +47,7 @@ def set_up(limits: Mapping[str, int]) -> Iterator[str]:
 
 
 def reachable_server(purpose: str) -> str:
-    """The URL of a Prefect server that is set and answers; ValueError with the remedy otherwise."""
+    """The URL of a Prefect server that is set, answers and knows us; ValueError with the remedy otherwise."""
     server = require_server(purpose)
     with get_client(sync_client=True) as client:
         if (problem := client.api_healthcheck()) is not None:
@@ -55,6 +55,8 @@ def reachable_server(purpose: str) -> str:
                 f"Prefect's server at {server} does not answer ({problem or type(problem).__name__}): start it with "
                 "`prefect server start`, or set PREFECT_API_URL to where it is"
             )
+        with refusals_told():  # whether it is well it tells everybody
+            client.read_work_pools(limit=1)
     return server
 
 

@@ -1,11 +1,12 @@
 """What every flow does around its list of calls: settings in, workspace open, a plain summary out."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from prefect import runtime
+from prefect import Flow, flow, runtime
 
 from alignment_core.records import ArtifactRef
 from alignment_core.study_config import StudyConfig
@@ -15,22 +16,50 @@ from tasks.pools import Executor
 from tasks.prefect_view import show_evaluations
 from tasks.workspace import Workspace, open_workspace
 
+PARAMETERS = """
+Args:
+    preset: A shipped preset (smoke, tiny, gsm8k-1.5b, math-1.5b), SCALE/STUDY or a YAML file.
+    overrides: Settings that differ from the preset's, by dotted name, e.g. {"grpo.n_grpo_steps": 20};
+        {"grpo.lr": 2e-5} is short for the learning rate of a method, which its own flow takes as {"lr": 2e-5}.
+    root: Folder of the store and of mlruns; default: ALIGNFLOW_ROOT of the worker, else its working directory.
+    executor: Where the stages that need torch run: local, here; work-pool, on the workers of the GPU pool.
+"""
+"""What every flow takes, as its docstring and Prefect's form of parameters say it."""
+
 PLANNING: ContextVar[Workspace | None] = ContextVar("planning", default=None)
 """The workspace that flows work in while a plan is made (flows.plan)."""
 
 
+def study_flow(body: Callable[[Workspace, StudyConfig], dict[str, Any]]) -> Flow[..., dict[str, Any]]:
+    """The Prefect flow of a list of calls: named as `body`, taking what every flow takes (`PARAMETERS`)."""
+    name = body.__name__.replace("_", "-")
+
+    def run(
+        preset: str = "tiny",
+        overrides: dict[str, Any] | None = None,
+        root: str | None = None,
+        executor: Executor = "local",
+    ) -> dict[str, Any]:
+        with flow_run(name, preset, overrides, root, executor) as (workspace, config):
+            return body(workspace, config)
+
+    run.__module__, run.__name__, run.__qualname__ = body.__module__, body.__name__, body.__qualname__
+    run.__doc__ = f"{inspect.getdoc(body)}\n{PARAMETERS}"
+    return flow(name=name, flow_run_name=name_flow_run)(run)
+
+
 @contextmanager
 def flow_run(
-    flow: str, preset: str, overrides: dict[str, Any] | None, root: str | None, executor: Executor = "local"
+    flow_name: str, preset: str, overrides: dict[str, Any] | None, root: str | None, executor: Executor = "local"
 ) -> Iterator[tuple[Workspace, StudyConfig]]:
     """Validated settings and an open workspace; the planning one while a plan is made."""
-    config = load_config(preset, overrides, flow)
+    config = load_config(preset, overrides, flow_name)
     planned = PLANNING.get()
     if planned is not None:
         yield planned, config
         return
-    request = {"flow": flow, "preset": preset, "overrides": overrides or {}}
-    name, settings = f"{flow} {config.name} seed{config.seed}", config.model_dump(mode="json")
+    request = {"flow": flow_name, "preset": preset, "overrides": overrides or {}}
+    name, settings = f"{flow_name} {config.name} seed{config.seed}", config.model_dump(mode="json")
     with open_workspace(root, config.name, name, request, settings, executor, model_name(config)) as workspace:
         yield workspace, config
 

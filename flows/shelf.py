@@ -8,7 +8,8 @@ from pathlib import Path
 
 from alignment_core.acceptance import accept, inputs_to_rerun
 from alignment_core.locks import artifacts_in_use
-from alignment_core.store import Manifest, Store
+from alignment_core.manifest import Manifest
+from alignment_core.store import Store
 from alignment_core.store_access import open_store
 
 

@@ -5,10 +5,10 @@ from functools import partial
 
 from alignment_core.config import EvaluationConfig, Variant
 from alignment_core.experiments import Member, Variation, carried_settings, members_of, selected, variations, waves
+from alignment_core.manifest import canonical_json
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import Comparison, Contrast
-from alignment_core.store import canonical_json
 from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyConfig
 from flows.methods import Start, Trained, train
 from tasks.data import count_traces, filter_traces, prepare_problems

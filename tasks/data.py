@@ -4,12 +4,12 @@ import hashlib
 from pathlib import Path
 
 from alignment_core.config import DataConfig
+from alignment_core.manifest import file_sha256
 from alignment_core.planning import UNKNOWN_COUNT, is_planned
 from alignment_core.problem_sources import require_readable
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import FilterStage, PrepareStage
-from alignment_core.store import file_sha256
 from alignment_core.study_config import StudyConfig
 from tasks.stages import run_cached
 from tasks.workspace import Workspace

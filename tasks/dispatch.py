@@ -170,6 +170,11 @@ class Dispatcher:
         """The flow run in its final state; what it tells on its way goes to the listener."""
         try:
             return self._look_until_ended(run, request, listener)
+        except ObjectNotFound as error:
+            raise RemoteStageError(
+                f"{request.spec.label}: its flow run {run} was deleted from Prefect's server while it was waited for. "
+                "Run the study again: what its worker computed meanwhile is found"
+            ) from error
         except (KeyboardInterrupt, TerminationSignal):
             self.stopping.set()
             if made:

@@ -79,6 +79,36 @@ def evaluate(
     return Evaluated(comparison, graded, training)
 
 
+def answer_train_problems(
+    workspace: Workspace,
+    config: StudyConfig,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    *,
+    questions: int | None,
+    samples_per_problem: int,
+    sampling: SamplingConfig,
+    seed: int,
+    label: str,
+    drawn: bool = True,
+) -> tuple[ArtifactRef, ArtifactRef]:
+    """sample -> grade on train problems, as material to train on; the completions and their verdicts.
+
+    questions: how many problems (None: all), drawn by the seed, or the first ones if not `drawn`.
+    """
+    stage = SampleStage(
+        sampling=sampling,
+        compute_dtype=config.model.compute_dtype,
+        split="train",
+        limit=questions,
+        draw_seed=seed if drawn else None,
+        samples_per_problem=samples_per_problem,
+        seed=seed,
+    )
+    sampled = run_cached(workspace, "sample", stage, {"model": model, "problems": problems}, f"{label}: sample")
+    return sampled, grade(workspace, config.evaluation, "train", sampled, f"{label}: grade")
+
+
 def few_shot_examples(
     workspace: Workspace, evaluation: EvaluationConfig, few_shot: FewShotConfig, split: Split, problems: ArtifactRef
 ) -> ArtifactRef:

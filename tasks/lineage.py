@@ -9,13 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignment_core.manifest import Manifest
 from alignment_core.records import ArtifactRef
 from alignment_core.redaction import redact
+from alignment_core.sharing import STORE
 from alignment_core.stage import StageSpec
-from alignment_core.store import Manifest, Store
-
-SHARED_STORE = "ALIGNFLOW_STORE"
-"""Names the store that all hosts share, where there is one."""
+from alignment_core.store import Store
 
 CONTEXTS = {
     ("filter", "problems"): "filtering",
@@ -53,7 +52,7 @@ def artifact_uri(root: Path, ref: ArtifactRef) -> str:
 
     In a shared store the manifest there says in which folder the files of that digest are.
     """
-    shared = os.environ.get(SHARED_STORE, "")
+    shared = os.environ.get(STORE, "")
     if not shared:
         return f"{(root / 'data' / 'store').as_uri()}/{ref.stage}/{ref.key}"
     base = redact(shared) if "://" in shared else Path(shared).resolve().as_uri()

@@ -1,10 +1,12 @@
 """Work pools and what all who use them agree on: names, which stages go where, one heartbeat."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 Executor = Literal["local", "work-pool"]
@@ -57,3 +59,19 @@ def require_server(purpose: str) -> str:
             "set PREFECT_API_URL, e.g. to http://127.0.0.1:4200/api, here and where the workers run"
         )
     return url
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """Make a ValueError with the remedy of a Prefect server's 401 or 403."""
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        code = error.response.status_code
+        if code not in (401, 403):
+            raise
+        url = error.request.url.copy_with(path="/api", query=None)
+        raise ValueError(
+            f"Prefect's server at {url} refuses this host ({code}): set PREFECT_API_AUTH_STRING to the server's own, "
+            "user:password"
+        ) from error

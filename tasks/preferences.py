@@ -4,11 +4,11 @@ from alignment_core.problem_sources import require_readable
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
-from alignment_core.stage_config import DPOStage, ImportPairsStage, PairsStage, SampleStage
+from alignment_core.stage_config import DPOStage, ImportPairsStage, PairsStage
 from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import DPOConfig, PairsConfig
 from tasks.data import source_digest
-from tasks.evaluation import grade
+from tasks.evaluation import answer_train_problems
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
@@ -25,17 +25,17 @@ def mine_pairs(
 ) -> tuple[ArtifactRef, ...]:
     """sample -> grade -> pairs over train problems; returns the three artifacts, the pairs last."""
     drawn = derive_seed(seed, "pairs")
-    stage = SampleStage(
-        sampling=config.sampling.model_copy(update={"min_tokens": pairs.min_tokens}),
-        compute_dtype=config.model.compute_dtype,
-        split="train",
-        limit=pairs.questions,
-        draw_seed=drawn,
+    sampled, graded = answer_train_problems(
+        workspace,
+        config,
+        model,
+        problems,
+        questions=pairs.questions,
         samples_per_problem=pairs.samples_per_problem,
+        sampling=config.sampling.model_copy(update={"min_tokens": pairs.min_tokens}),
         seed=drawn,
+        label=label,
     )
-    sampled = run_cached(workspace, "sample", stage, {"model": model, "problems": problems}, f"{label}: sample")
-    graded = grade(workspace, config.evaluation, "train", sampled, f"{label}: grade")
     mining = PairsStage(max_per_problem=pairs.max_per_problem, rejected=pairs.rejected, seed=drawn)
     inputs = {"completions": sampled, "grades": graded}
     return sampled, graded, run_cached(workspace, "pairs", mining, inputs, f"{label}: pairs")

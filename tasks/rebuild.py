@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlparse
 
 from alignment_core.durable import write_durably
 from alignment_core.journal import PastRun, past_runs, undisturbed
+from alignment_core.manifest import Manifest
 from alignment_core.stage import spec_of
-from alignment_core.store import Manifest, Store
+from alignment_core.store import Store
 from alignment_core.store_access import open_store
 from tasks.session import Session
 from tasks.tracking import KIND_TAG, connect, run_tags, tracking_uri

@@ -2,10 +2,10 @@
 
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
-from alignment_core.stage_config import GRPOStage, SampleStage, SelectStage, SFTStage
+from alignment_core.stage_config import GRPOStage, SelectStage, SFTStage
 from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import SFTConfig
-from tasks.evaluation import grade
+from tasks.evaluation import answer_train_problems
 from tasks.models import import_checkpoint
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
@@ -51,17 +51,17 @@ def expert_round(
     """sample -> grade -> select -> SFT; returns the four artifacts, the new model last."""
     ei = config.expert_iteration
     drawn = derive_seed(seed, "expert_iteration", round_index)
-    stage = SampleStage(
-        sampling=config.sampling.model_copy(update={"min_tokens": ei.min_tokens}),
-        compute_dtype=config.model.compute_dtype,
-        split="train",
-        limit=ei.questions_per_step,
-        draw_seed=drawn,
+    sampled, graded = answer_train_problems(
+        workspace,
+        config,
+        model,
+        problems,
+        questions=ei.questions_per_step,
         samples_per_problem=ei.group_size,
+        sampling=config.sampling.model_copy(update={"min_tokens": ei.min_tokens}),
         seed=drawn,
+        label=label,
     )
-    sampled = run_cached(workspace, "sample", stage, {"model": model, "problems": problems}, f"{label}: sample")
-    graded = grade(workspace, config.evaluation, "train", sampled, f"{label}: grade")
     select = SelectStage(max_correct_per_question=ei.max_correct_per_question, seed=drawn)
     inputs = {"completions": sampled, "grades": graded}
     selected = run_cached(workspace, "select", select, inputs, f"{label}: select")
@@ -76,17 +76,18 @@ def distill_traces(workspace: Workspace, config: StudyConfig, problems: Artifact
         raise ValueError("this study has no distillation section")
     teacher = import_checkpoint(workspace, distillation.teacher, distillation.revision, "teacher")
     seed = derive_seed(config.seed, "distill")
-    stage = SampleStage(
-        sampling=config.sampling,
-        compute_dtype=config.model.compute_dtype,
-        split="train",
-        limit=distillation.questions,
+    sampled, graded = answer_train_problems(
+        workspace,
+        config,
+        teacher,
+        problems,
+        questions=distillation.questions,
         samples_per_problem=distillation.samples_per_problem,
+        sampling=config.sampling,
         seed=seed,
+        label=f"teacher{of}",
+        drawn=False,
     )
-    inputs = {"model": teacher, "problems": problems}
-    sampled = run_cached(workspace, "sample", stage, inputs, f"teacher{of}: sample")
-    graded = grade(workspace, config.evaluation, "train", sampled, f"teacher{of}: grade")
     select = SelectStage(max_correct_per_question=distillation.max_correct_per_question, as_text=True, seed=seed)
     return run_cached(workspace, "select", select, {"completions": sampled, "grades": graded}, f"teacher{of}: select")
 

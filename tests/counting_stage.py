@@ -13,8 +13,8 @@ from typing import Any
 from alignment_core.config import Config
 from alignment_core.events import Event
 from alignment_core.interruption import Interrupted
+from alignment_core.manifest import Components
 from alignment_core.stage import StageSpec, run_stage
-from alignment_core.store import Components
 from alignment_core.store_access import open_store_folder
 
 SECONDS = [0.0]

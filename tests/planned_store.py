@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from alignment_core.manifest import ManifestDraft, Producer
 from alignment_core.planning import Plan, Planner
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
-from alignment_core.store import ManifestDraft, Producer, Store
+from alignment_core.store import Store
 from flows import plan as room
 from flows.study import study
 from tasks import workspace as workspaces

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alignment_core.manifest import Components, Manifest, ManifestDraft, Producer
 from alignment_core.remote import RemoteFolder
 from alignment_core.shared_store import SharedStore
 from alignment_core.stage import StageSpec
-from alignment_core.store import Components, Manifest, ManifestDraft, Producer, Store
+from alignment_core.store import Store
 
 BUCKET = "alignflow"
 ENVIRONMENT = {

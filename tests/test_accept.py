@@ -13,11 +13,12 @@ from alignment_core import acceptance, stage
 from alignment_core.acceptance import accept, inputs_to_rerun
 from alignment_core.config import Config
 from alignment_core.fingerprint import Fingerprint, stage_fingerprint
+from alignment_core.manifest import Manifest
 from alignment_core.report import ReportData, render
 from alignment_core.stage import StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage, GRPOStage, ImportModelStage, PrepareStage
 from alignment_core.stages import report
-from alignment_core.store import Manifest, Store
+from alignment_core.store import Store
 from flows.shelf import accept_artifact, show_artifact
 from tasks import stages
 from tasks.workspace import planning_workspace

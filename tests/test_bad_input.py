@@ -20,12 +20,13 @@ from torch import nn
 from alignment_core.checkpoint_folders import read_marker, seal
 from alignment_core.checkpoints import LoopIdentity, resume, write_checkpoint
 from alignment_core.config import Config, DataConfig
+from alignment_core.manifest import Components
 from alignment_core.models import load_tokenizer
 from alignment_core.prompts import read_template
 from alignment_core.stage import StageSpec, make_spec, run_stage
 from alignment_core.stage_config import ImportModelStage, PrepareStage
 from alignment_core.stage_run import StageRun
-from alignment_core.store import Components, Store
+from alignment_core.store import Store
 from flows.settings import load_config, parse_override
 from tasks.roots import require_writable
 

@@ -14,9 +14,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from alignment_core.events import Event
+from alignment_core.manifest import ManifestDraft, Producer
 from alignment_core.stage import StageSpec, make_spec
 from alignment_core.stage_config import ImportModelStage
-from alignment_core.store import ManifestDraft, Producer, Store
+from alignment_core.store import Store
 from flows.stage import require_same_code
 from tasks import dispatch, pools
 from tasks.dispatch import Dispatcher, Patience, RemoteStageError, own_message
@@ -39,6 +40,8 @@ class Server:
         self.pools: set[str] = {GPU_POOL}
         self.workers: list[Any] = []
         self.on_end: Any = lambda: None
+        self.forgets = False
+        """Whether the flow run that is looked at has been deleted."""
 
     def add(self, course: list[State[Any]]) -> FlowRun:
         """A flow run of this stage that somebody else has made."""
@@ -75,6 +78,8 @@ class Server:
         if self.outages:
             self.outages -= 1
             raise httpx.ConnectError("refused")
+        if self.forgets:
+            raise ObjectNotFound(http_exc=RuntimeError(str(run_id)))
         index = next(i for i, run in enumerate(self.runs) if run.id == run_id)
         course = self.courses[index]
         self.runs[index].state = course.pop(0) if len(course) > 1 else course[0]
@@ -272,6 +277,13 @@ def test_a_stage_without_end_is_given_up_and_left(store: Store, monkeypatch: pyt
         dispatcher.compute(store, REQUEST, Heard())
     assert server.runs[0].state is not None
     assert server.runs[0].state.is_running()
+
+
+def test_a_flow_run_that_was_deleted_meanwhile_is_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server([Running()])
+    server.forgets = True
+    with served_by(server, monkeypatch) as dispatcher, pytest.raises(RemoteStageError, match="was deleted"):
+        dispatcher.compute(store, REQUEST, Heard())
 
 
 def test_an_artifact_in_another_store_is_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from alignment_core.config import SamplingConfig
 from alignment_core.forecast import Forecast, forecast, work
+from alignment_core.manifest import Components, Manifest, Producer
 from alignment_core.stage_config import GRPOStage, SampleStage, SFTStage
-from alignment_core.store import Components, Manifest, Producer
 from alignment_core.training_config import GRPOConfig, SFTConfig
 
 SAMPLING = SamplingConfig(max_tokens=1000, batch_size=100)

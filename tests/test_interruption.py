@@ -15,10 +15,11 @@ from alignment_core import disk
 from alignment_core.config import Config
 from alignment_core.events import Event
 from alignment_core.interruption import Interrupted, Interruption, exit_code_of, interruptible, stopping_on_sigterm
+from alignment_core.manifest import Components
 from alignment_core.operation import CHECKPOINT_SECONDS, checkpoint_period
 from alignment_core.stage import StageSpec, run_stage
 from alignment_core.stage_process import main
-from alignment_core.store import Components, Store
+from alignment_core.store import Store
 
 
 class CountStage(Config):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from alignment_core.events import Event
+from alignment_core.manifest import Components, ManifestDraft, Producer
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
-from alignment_core.store import Components, ManifestDraft, Producer
 from tasks.lineage import artifact_uri, describe_model
 from tasks.rebuild import rebuild
 from tasks.tracking import connect, tracking_uri

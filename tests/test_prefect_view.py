@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from alignment_core.events import Event
+from alignment_core.manifest import Components
 from alignment_core.stage import StageSpec
-from alignment_core.store import Components
 from flows import runner
 from tasks import prefect_view
 from tasks.prefect_view import Progress, artifact_key, evaluation_row, link_to_mlflow, show_evaluations

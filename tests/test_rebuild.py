@@ -18,9 +18,10 @@ from alignment_core import retention
 from alignment_core.curves import milestones
 from alignment_core.events import Event
 from alignment_core.journal import dead_runs, past_runs
+from alignment_core.manifest import Components, ManifestDraft, Producer
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageOutcome, StageSpec
-from alignment_core.store import Components, ManifestDraft, Producer, Store
+from alignment_core.store import Store
 from benchmarks.local_servers import free_port, wait_until_healthy
 from tasks import workspace as workspace_module
 from tasks.rebuild import SETTLED, rebuild

@@ -9,6 +9,7 @@ from invented_study import PROBLEMS, analysis_of, graded
 
 from alignment_core.evaluation import evaluate, failing_examples
 from alignment_core.events import Event
+from alignment_core.manifest import Components, ManifestDraft, Producer
 from alignment_core.records import ArtifactRef
 from alignment_core.report import render
 from alignment_core.report_inputs import (
@@ -26,7 +27,7 @@ from alignment_core.report_inputs import (
 )
 from alignment_core.stage_config import AcceptedStage, Comparison, ExperimentOutline, MemberOutline, ReportStage
 from alignment_core.stages.report import collect
-from alignment_core.store import Components, ManifestDraft, Producer, Store
+from alignment_core.store import Store
 
 RUN = Comparison(
     name="grpo/lr/1/seed0", method="grpo", start="zero-shot", seed=0, experiment="grpo/lr", varied={"r": 1}

@@ -20,6 +20,7 @@ from alignment_core.audit import verify
 from alignment_core.config import SamplingConfig
 from alignment_core.events import read_events
 from alignment_core.journal import RunJournal, begin_run, dead_runs, past_runs, undisturbed
+from alignment_core.manifest import Components, ManifestDraft, Producer
 from alignment_core.models import save_model
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.records import ArtifactRef, GradedResponse, Problem, write_jsonl
@@ -28,7 +29,7 @@ from alignment_core.stage import make_spec, run_stage
 from alignment_core.stage_config import GRPOStage
 from alignment_core.stage_run import StageRun
 from alignment_core.stages import grpo as grpo_stage
-from alignment_core.store import Components, ManifestDraft, Producer, Store
+from alignment_core.store import Store
 from alignment_core.training_config import GRPOConfig, OptimizerConfig
 from flows.cli import app
 

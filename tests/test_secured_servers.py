@@ -27,9 +27,9 @@ from real_servers import (
 )
 
 from alignment_core.events import EVENTS, Event
+from alignment_core.manifest import Components
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
-from alignment_core.store import Components
 from benchmarks.local_servers import free_port
 from tasks.rebuild import rebuild
 from tasks.tracker import Tracker, TrackingError
@@ -228,6 +228,23 @@ def test_wrong_credentials_are_told_without_repeating_them(
         tracker.close()
     assert "guessed-wrong" not in str(caught.value)
     assert tracker.is_pending("refused")
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["setup"], ["worker", "--cpu", "1"], [*SMALL]], ids=lambda words: words[0]
+)
+def test_a_prefect_server_that_refuses_us_is_told_in_a_paragraph(
+    words: list[str], prefect: tuple[Server, str], tmp_path: Path
+) -> None:
+    guess = {"PREFECT_API_URL": prefect[1], "PREFECT_API_AUTH_STRING": "operator:guessed"}
+    environment = clean_environment(tmp_path, ALIGNFLOW_ROOT=str(tmp_path / "root"), **guess)
+    done = subprocess.run([*COMMAND, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    told = done.stderr.strip().splitlines()[-1]
+    assert told.startswith(f"alignflow: Prefect's server at {prefect[1]} refuses this host (401)"), done.stderr
+    assert "PREFECT_API_AUTH_STRING" in told
+    assert "Traceback" not in done.stderr
+    assert "guessed" not in done.stderr
 
 
 def test_a_rebuild_over_http_leaves_no_model_twice(with_credentials: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from alignment_core.attempts import Superseded
 from alignment_core.cache_bound import shrink
 from alignment_core.journal import begin_run
 from alignment_core.locks import artifacts_in_use
+from alignment_core.manifest import Manifest, canonical_json, content_digest
 from alignment_core.remote import RemoteFolder, StoreRefused, StoreUnreachable, patiently
 from alignment_core.shared_checkpoints import (
     CheckpointUploader,
@@ -30,7 +31,7 @@ from alignment_core.shared_manifests import content_folder
 from alignment_core.shared_upkeep import sweep, verify_shared
 from alignment_core.sharing import setting
 from alignment_core.stage_run import StageRun
-from alignment_core.store import Manifest, Store, canonical_json, content_digest
+from alignment_core.store import Store
 from alignment_core.store_access import open_store
 from flows.cli import app
 
@@ -272,6 +273,8 @@ def test_trouble_is_told_with_its_remedy_and_without_secrets(
         RemoteFolder("gs://user:hunter2@bucket/folder")  # its package is not among those of the tests
     assert "pip install gcsfs" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+    with pytest.raises(StoreUnreachable, match=r"ftp://\*\*\*@127.0.0.1:9/x cannot be reached"):
+        RemoteFolder("ftp://user:hunter2@127.0.0.1:9/x")  # a protocol that connects at once, to where nobody listens
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StoreUnreachable, match="make its bucket or folder"):

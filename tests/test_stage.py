@@ -13,8 +13,9 @@ import pytest
 from alignment_core.config import Config
 from alignment_core.events import Event, read_events
 from alignment_core.journal import undisturbed
+from alignment_core.manifest import Components
 from alignment_core.stage import StageSpec, run_stage
-from alignment_core.store import Components, Store
+from alignment_core.store import Store
 
 
 class DemoStage(Config):

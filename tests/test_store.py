@@ -8,8 +8,9 @@ import pytest
 
 from alignment_core.audit import verify
 from alignment_core.changes import differences, explain_miss
+from alignment_core.manifest import Components, ManifestDraft, Producer
 from alignment_core.records import ArtifactRef
-from alignment_core.store import Components, ManifestDraft, Producer, Store
+from alignment_core.store import Store
 
 COMPONENTS = Components(
     stage="demo",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alignment_core.events import Event
+from alignment_core.manifest import Components
 from alignment_core.stage import StageSpec
-from alignment_core.store import Components
 from tasks import system_metrics
 from tasks.mlflow_format import read_meters, system_record
 from tasks.system_metrics import Meters, measured, open_meters

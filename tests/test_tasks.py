@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from alignment_core.manifest import ManifestDraft, Producer
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import make_spec
 from alignment_core.stage_config import ImportModelStage, ReportStage
-from alignment_core.store import ManifestDraft, Producer
 from flows.settings import load_config
 from tasks import evaluation, models, stages
 from tasks.progress import LogListener

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from alignment_core.events import EVENTS, Event
+from alignment_core.manifest import Components
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
-from alignment_core.store import Components
 from tasks import tracker as tracker_module
 from tasks.mlflow_format import as_params, pending_marker, run_address
 from tasks.tracker import Tracker, TrackingError
