@@ -1,5 +1,6 @@
 """Every entry of prefect.yaml: known keys, a flow that imports, parameters that validate, a preset that loads."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def test_entry_is_a_real_flow_with_valid_parameters(entry: dict[str, Any], monke
 
 
 def test_every_flow_and_study_is_deployed_at_every_scale_and_stages_in_every_gpu_pool() -> None:
-    flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text(encoding="utf-8")}
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "flows").glob("*.py")}
+    flows = {name for name, source in sources.items() if re.search(r"^@(study_)?flow\b", source, re.M)}
     scaled = {f"{flow}/{scale}" for flow in flows - {"stage"} for scale in scale_names()}
     studies = {f"study/{study}-{scale}" for study in study_names() for scale in scale_names() if scale != "smoke"}
     expected = scaled | studies | {f"stage/{pool}" for pool in GPU_POOLS}
