@@ -224,8 +224,8 @@ class ExpertIterationConfig(Config):
 class DistillationConfig(Config):
     """A teacher writes the traces: sample, grade, keep what is right."""
 
-    teacher: str
-    """A local folder in Hugging Face layout, or a hub id."""
+    teacher: str | None = None
+    """A local folder in Hugging Face layout, or a hub id; None: experiments name their own teacher."""
     revision: str | None = None
     questions: Positive | None = None
     """Train problems put to the teacher; None means all."""

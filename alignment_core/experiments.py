@@ -25,6 +25,8 @@ class Member:
     method: Method
     start: str
     """`base`, or the group it starts from."""
+    teacher: str | None
+    """The group whose model writes its traces, if one of the study does."""
     varied: dict[str, Any]
     """The settings in which the experiment's members differ."""
     config: StudyConfig
@@ -94,7 +96,6 @@ def members_of(
     winners: of earlier experiments with a choice, by name; carried: settings of the winners it carries.
     Raises ValidationError as `with_settings` does.
     """
-    start = winners[experiment.start].group if experiment.start in winners else experiment.start
     seeds = config.seeds if experiment.seeds is None else experiment.seeds
     return [
         Member(
@@ -102,13 +103,19 @@ def members_of(
             group=one.group,
             seed=seed,
             method=experiment.method,
-            start=start,
+            start=_group(experiment.start, winners),
+            teacher=experiment.teacher and _group(experiment.teacher, winners),
             varied=one.varied,
             config=with_settings(config, *carried, experiment.settings, one.varied),
         )
         for one in variations(experiment)
         for seed in seeds
     ]
+
+
+def _group(name: str, winners: Mapping[str, Variation]) -> str:
+    """The member that a start or a teacher is: of an experiment with a choice, the winner."""
+    return winners[name].group if name in winners else name
 
 
 def carried_settings(
@@ -131,7 +138,9 @@ def check_experiments(config: StudyConfig) -> None:
     winners: dict[str, Variation] = {}
     for experiment in config.experiments:
         seeds = config.seeds if experiment.seeds is None else experiment.seeds
-        _check_start(experiment, seeds, groups, winners)
+        _check_before(experiment, "starts from", experiment.start, seeds, groups, winners)
+        if experiment.teacher is not None:
+            _check_before(experiment, "learns from the teacher", experiment.teacher, seeds, groups, winners)
         for name in experiment.carry:
             if name not in winners:
                 raise ValueError(
@@ -158,8 +167,14 @@ def check_experiments(config: StudyConfig) -> None:
 
 
 def _check_trainable(member: Member) -> None:
-    """Refuse sampling that GRPO cannot train on; greedy evaluation alone is fine."""
+    """Refuse sampling that GRPO cannot train on, greedy evaluation alone being fine, and traces that nobody writes."""
     sampling = member.config.sampling
+    distilled = member.method == "sft" and member.config.examples.variant == "distilled"
+    if distilled and member.teacher is None and member.config.distillation.teacher is None:
+        raise ValueError(
+            f"{member.group}: examples.variant is 'distilled': give distillation.teacher, the model that writes the "
+            "traces, or `teacher`, an earlier experiment"
+        )
     if member.method == "grpo" and (sampling.temperature == 0 or sampling.top_p != 1):
         raise ValueError(
             f"{member.group}: GRPO trains on samples of the policy itself: set sampling.top_p to 1 and "
@@ -167,23 +182,25 @@ def _check_trainable(member: Member) -> None:
         )
 
 
-def _check_start(
+def _check_before(
     experiment: ExperimentConfig,
+    uses: str,
+    name: str,
     seeds: tuple[int, ...],
     groups: Mapping[str, tuple[int, ...]],
     winners: Mapping[str, Variation],
 ) -> None:
-    start = winners[experiment.start].group if experiment.start in winners else experiment.start
-    if start == BASE:
+    group = _group(name, winners)
+    if group == BASE:
         return
-    if start not in groups:
+    if group not in groups:
         raise ValueError(
-            f"experiment {experiment.name!r} starts from {start!r}, which is neither 'base' nor a member of an earlier "
+            f"experiment {experiment.name!r} {uses} {name!r}, which is neither 'base' nor a member of an earlier "
             f"experiment: {_known([*winners, *groups])}"
         )
-    if lacking := sorted(set(seeds) - set(groups[start])):
+    if lacking := sorted(set(seeds) - set(groups[group])):
         raise ValueError(
-            f"experiment {experiment.name!r} starts from {start!r}, which has no seed {lacking[0]}: give both the same"
+            f"experiment {experiment.name!r} {uses} {name!r}, which has no seed {lacking[0]}: give both the same"
         )
 
 
@@ -196,7 +213,7 @@ def selected(config: StudyConfig, method: Method | None = None) -> tuple[Experim
     def want(experiment: ExperimentConfig) -> None:
         if experiment.name not in wanted:
             wanted.append(experiment.name)
-            for name in (experiment.start, *experiment.carry):
+            for name in experiment.waits_for:
                 if name != BASE:
                     want(by_group[name])
 
@@ -217,7 +234,7 @@ def waves(experiments: Sequence[ExperimentConfig]) -> Iterator[tuple[ExperimentC
     depth: dict[str, int] = {BASE: 0}
     levels: dict[int, list[ExperimentConfig]] = {}
     for experiment in experiments:
-        level = 1 + max(depth[name] for name in (experiment.start, *experiment.carry))
+        level = 1 + max(depth[name] for name in experiment.waits_for)
         depth |= {one.group: level for one in variations(experiment)} | {experiment.name: level}
         levels.setdefault(level, []).append(experiment)
     yield from (tuple(levels[level]) for level in sorted(levels))

@@ -271,6 +271,8 @@ class ExperimentOutline(Config):
     name: str
     method: str
     start: str = "base"
+    teacher: str | None = None
+    """The member or experiment whose model wrote the traces, if one of the study did."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What all its members share, by dotted name."""
     carry: tuple[str, ...] = ()

@@ -45,6 +45,9 @@ class ExperimentConfig(Config):
     """`evaluate` trains nothing: it judges its start under the settings of each member."""
     start: str = BASE
     """`base`, an earlier member without its seed (`sft/128/filtered`), or an earlier experiment with a choice."""
+    teacher: str | None = None
+    """An earlier member or experiment, as for `start`, whose model writes the `distilled` traces; None means
+    `distillation.teacher`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the study, by dotted name, that all members share."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -57,6 +60,11 @@ class ExperimentConfig(Config):
     """How a winner is chosen, for experiments that start from it or carry it."""
     carry: tuple[str, ...] = ()
     """Earlier experiments whose winners' settings all members begin from."""
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What has to be trained, or chosen, before: `base`, members and experiments."""
+        return (self.start, *filter(None, [self.teacher]), *self.carry)
 
     @model_validator(mode="after")
     def _names_and_values(self) -> Self:
@@ -93,7 +101,7 @@ class StudyConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     examples: ExamplesConfig = ExamplesConfig()
     sft: SFTConfig = SFTConfig()
-    distillation: DistillationConfig | None = None
+    distillation: DistillationConfig = DistillationConfig()
     """Where `distilled` traces come from."""
     expert_iteration: ExpertIterationConfig = ExpertIterationConfig()
     grpo: GRPOConfig = GRPOConfig()
@@ -112,10 +120,6 @@ class StudyConfig(Config):
         self.grpo.require_overlong_room(self.sampling.max_tokens)
         if self.budget is not None:
             GRPOConfig.model_validate({**self.grpo.model_dump(), "time_budget_hours": self.budget.hours})
-        if self.examples.variant == "distilled" and self.distillation is None:
-            raise ValueError(
-                "examples.variant is 'distilled': give distillation.teacher, the model that writes the traces"
-            )
         if self.model.processes > 1 and self.sampling.backend == "vllm":
             raise ValueError(
                 "model.processes above 1 needs sampling.backend transformers: vllm's engine serves one process"

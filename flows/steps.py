@@ -13,7 +13,7 @@ from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyCon
 from flows.methods import Start, Trained, train
 from tasks.data import count_traces, filter_traces, prepare_problems
 from tasks.evaluation import Evaluated, analyze, choose_winner, evaluate, write_report
-from tasks.models import base_model
+from tasks.models import base_model, teacher_model
 from tasks.training import distill_traces
 from tasks.workspace import Workspace
 
@@ -35,8 +35,8 @@ class Study:
     bases: dict[str, ArtifactRef] = field(default_factory=dict)
     problems: dict[str, ArtifactRef] = field(default_factory=dict)
     """The study's own first."""
-    traces: dict[tuple[Variant, str], ArtifactRef] = field(default_factory=dict)
-    """By variant and key of the problems."""
+    traces: dict[tuple[Variant, str, str], ArtifactRef] = field(default_factory=dict)
+    """By variant, key of the problems, and the member that teaches, if one does."""
 
     @property
     def runs(self) -> dict[str, ArtifactRef]:
@@ -154,11 +154,23 @@ def trace_set(study: Study, member: Member, problems: ArtifactRef) -> ArtifactRe
     variant = member.config.examples.variant
     if variant == "raw":
         return problems
-    make = filter_traces if variant == "filtered" else distill_traces
-    if (variant, problems.key) not in study.traces:
+    teacher = f"{member.teacher}/seed{member.seed}" if variant == "distilled" and member.teacher else ""
+    if (variant, problems.key, teacher) not in study.traces:
         of = "" if problems == next(iter(study.problems.values())) else f"/{member.group}"
-        study.traces[variant, problems.key] = make(study.workspace, member.config, problems, of)
-    return study.traces[variant, problems.key]
+        if variant == "filtered":
+            made = filter_traces(study.workspace, member.config, problems, of)
+        else:
+            model = _teacher(study, member, teacher)
+            made = distill_traces(study.workspace, member.config, model, problems, f"{of}/{teacher}".rstrip("/"))
+        study.traces[variant, problems.key, teacher] = made
+    return study.traces[variant, problems.key, teacher]
+
+
+def _teacher(study: Study, member: Member, name: str) -> ArtifactRef:
+    """The model that writes a member's traces: a member's, the base model, or a checkpoint from elsewhere."""
+    if member.teacher == BASE:
+        return _base(study, member.config)
+    return study.trained[name].model if name else teacher_model(study.workspace, member.config)
 
 
 def choose(study: Study, experiment: ExperimentConfig, members: list[Member]) -> None:
@@ -206,7 +218,7 @@ def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:
     """The page."""
     base = base_start(study, study.config)
     context = {"prepare": base.problems, "analysis": analysis}
-    if ("filtered", base.problems.key) in study.traces:
-        context["filter"] = study.traces["filtered", base.problems.key]
+    if ("filtered", base.problems.key, "") in study.traces:
+        context["filter"] = study.traces["filtered", base.problems.key, ""]
     context |= {f"choice: {name}": ref for name, ref in study.choices.items()}
     return write_report(study.workspace, study.config, study.evaluations, study.runs, context)

@@ -37,6 +37,14 @@ def base_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
     return run_cached(workspace, "pretrain", stage, {}, "base model")
 
 
+def teacher_model(workspace: Workspace, config: StudyConfig) -> ArtifactRef:
+    """The checkpoint that `distillation.teacher` names; ValueError if it names none."""
+    teacher = config.distillation.teacher
+    if teacher is None:
+        raise ValueError("distillation.teacher is not set: give a model folder or a hub id")
+    return import_checkpoint(workspace, teacher, config.distillation.revision, "teacher")
+
+
 def import_checkpoint(workspace: Workspace, source: str, revision: str | None, label: str) -> ArtifactRef:
     """A pretrained checkpoint, local or on the hub, by reference.
 

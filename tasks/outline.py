@@ -18,6 +18,7 @@ def outlines(config: StudyConfig) -> tuple[ExperimentOutline, ...]:
             name=experiment.name,
             method=experiment.method,
             start=experiment.start,
+            teacher=experiment.teacher,
             settings=experiment.settings,
             carry=experiment.carry,
             rule=None if experiment.choice is None else experiment.choice.rule,

@@ -6,7 +6,6 @@ from alignment_core.stage_config import GRPOStage, SelectStage, SFTStage
 from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import SFTConfig
 from tasks.evaluation import answer_train_problems
-from tasks.models import import_checkpoint
 from tasks.stages import run_cached
 from tasks.workspace import Workspace
 
@@ -69,12 +68,11 @@ def expert_round(
     return sampled, graded, selected, tuned
 
 
-def distill_traces(workspace: Workspace, config: StudyConfig, problems: ArtifactRef, of: str = "") -> ArtifactRef:
-    """The teacher's right answers to train problems, as traces: sample -> grade -> select."""
+def distill_traces(
+    workspace: Workspace, config: StudyConfig, teacher: ArtifactRef, problems: ArtifactRef, of: str = ""
+) -> ArtifactRef:
+    """A teacher's right answers to train problems, as traces: sample -> grade -> select; of: end of the labels."""
     distillation = config.distillation
-    if distillation is None:
-        raise ValueError("this study has no distillation section")
-    teacher = import_checkpoint(workspace, distillation.teacher, distillation.revision, "teacher")
     seed = derive_seed(config.seed, "distill")
     sampled, graded = answer_train_problems(
         workspace,

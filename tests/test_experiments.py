@@ -81,6 +81,24 @@ def test_an_experiment_starts_from_and_carries_a_winner() -> None:
     assert [[one.name for one in wave] for wave in waves(config.experiments)] == [["lr"], ["std", "more"]]
 
 
+def test_a_teacher_of_the_study_is_trained_before_who_learns_from_it() -> None:
+    distilled = {"examples.variant": "distilled"}
+    config = study(
+        {"name": "pupil/first", "method": "sft"},
+        {"name": "teacher", "method": "grpo", "grid": {RATE: [1e-5, 3e-5]}, "choice": {}},
+        {"name": "pupil/second", "method": "sft", "teacher": "teacher", "settings": distilled},
+        only=["pupil/second"],
+    )
+    assert [[one.name for one in wave] for wave in waves(config.experiments)] == [
+        ["pupil/first", "teacher"],
+        ["pupil/second"],
+    ]
+    assert [one.name for one in selected(config)] == ["teacher", "pupil/second"]
+    won = {"teacher": variations(config.experiments[1])[1]}
+    (pupil,) = members_of(config, config.experiments[2], won)
+    assert (pupil.start, pupil.teacher) == ("base", "teacher/3e-05")
+
+
 def test_only_takes_what_the_named_ones_start_from_along() -> None:
     config = load_config("tiny", {"only": ["grpo/sft"]})
     assert [one.name for one in selected(config)] == ["sft", "grpo/sft"]
@@ -114,6 +132,7 @@ def test_only_takes_what_the_named_ones_start_from_along() -> None:
             [{"name": "x", "method": "sft", "seeds": [1]}, {"name": "y", "method": "grpo", "start": "x", "seeds": [2]}],
             "starts from 'x', which has no seed 2",
         ),
+        ([{"name": "x", "method": "sft", "teacher": "y"}], "learns from the teacher 'y', which is neither 'base'"),
         ([{"name": "x", "method": "sft", "settings": {"examples.variant": "distilled"}}], "give distillation.teacher"),
     ],
 )
