@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import byte_tokenizer, tiny_model
 from typer.testing import CliRunner
 
-from alignment_core import store as store_module
+from alignment_core import manifest as manifest_module
 from alignment_core.audit import verify
 from alignment_core.config import SamplingConfig
 from alignment_core.events import read_events
@@ -78,8 +78,8 @@ def test_a_touched_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monke
     store = Store(tmp_path)
     ref = publish(store, "one")
     hashed: list[str] = []
-    real = store_module.file_sha256
-    monkeypatch.setattr(store_module, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    real = manifest_module.file_sha256
+    monkeypatch.setattr(manifest_module, "file_sha256", lambda path: hashed.append(path.name) or real(path))
     file = store.path(ref) / "result.txt"
     os.utime(file, (1, 1))
     for _ in range(3):
