@@ -84,15 +84,25 @@ class Browser:
                 return dict(message["result"])
             self.events.append(message)
 
-    def open(self, path: Path) -> None:
-        """Load a file, and wait until it is there."""
+    def open(self, where: Path | str) -> None:
+        """Load a file or an address, and wait until it is there."""
         self.events.clear()
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.ask("Page.navigate", url=where if isinstance(where, str) else where.resolve().as_uri())
         deadline = time.monotonic() + _PATIENCE
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} did not load")
+                raise TimeoutError(f"{where} did not load")
             self.events.append(json.loads(self._socket.recv(_PATIENCE)))
+
+    def wait(self, condition: str, seconds: float = _PATIENCE) -> None:
+        """Until an expression in the page is true; TimeoutError with what the page shows if it never is."""
+        deadline = time.monotonic() + seconds
+        while not self.run(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"never true: {condition}; the page says {self.run('document.body.innerText')[:600]!r}"
+                )
+            time.sleep(0.2)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
