@@ -301,13 +301,8 @@ def place_of(root: Path) -> str:
 
 def _token(path: Path) -> str:
     """What a file of a root holds, written by whoever asks first."""
-    with suppress(FileExistsError):
-        own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        own.write_text(uuid.uuid4().hex)
-        try:
-            os.link(own, path)  # whole, and only if there is none yet
-        finally:
-            own.unlink()
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(uuid.uuid4().hex)
     return path.read_text()
 
 

@@ -103,8 +103,8 @@ def members_of(
             group=one.group,
             seed=seed,
             method=experiment.method,
-            start=_group(experiment.start, winners),
-            teacher=experiment.teacher and _group(experiment.teacher, winners),
+            start=winner_or_member(experiment.start, winners),
+            teacher=experiment.teacher and winner_or_member(experiment.teacher, winners),
             varied=one.varied,
             config=with_settings(config, *carried, experiment.settings, one.varied),
         )
@@ -113,7 +113,18 @@ def members_of(
     ]
 
 
-def _group(name: str, winners: Mapping[str, Variation]) -> str:
+def contrasts(config: StudyConfig, winners: Mapping[str, Variation]) -> list[tuple[str, str]]:
+    """Pairs of members to be compared, without seeds: each with the first listed, and with those it is set against."""
+    pairs = []
+    for experiment in config.experiments:
+        first, *others = [one.group for one in variations(experiment)]
+        named = [winner_or_member(name, winners) for name in experiment.against]
+        pairs += [(other, first) for other in others]
+        pairs += [(own, name) for own in (first, *others) for name in named if own != name]
+    return list(dict.fromkeys(pairs))
+
+
+def winner_or_member(name: str, winners: Mapping[str, Variation]) -> str:
     """The member that a start or a teacher is: of an experiment with a choice, the winner."""
     return winners[name].group if name in winners else name
 
@@ -141,6 +152,8 @@ def check_experiments(config: StudyConfig) -> None:
         _check_before(experiment, "starts from", experiment.start, seeds, groups, winners)
         if experiment.teacher is not None:
             _check_before(experiment, "learns from the teacher", experiment.teacher, seeds, groups, winners)
+        for name in experiment.against:
+            _check_before(experiment, "is compared with", name, (), groups, winners)
         for name in experiment.carry:
             if name not in winners:
                 raise ValueError(
@@ -190,7 +203,7 @@ def _check_before(
     groups: Mapping[str, tuple[int, ...]],
     winners: Mapping[str, Variation],
 ) -> None:
-    group = _group(name, winners)
+    group = winner_or_member(name, winners)
     if group == BASE:
         return
     if group not in groups:

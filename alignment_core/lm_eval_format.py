@@ -39,11 +39,12 @@ def write_lm_eval(
         raise ValueError(f"task {task!r} and date {date!r} name files: no slash in the one, no underscore in the other")
     folder.mkdir(parents=True, exist_ok=True)
     samples, results = folder / f"samples_{task}_{date}.jsonl", folder / f"results_{date}.json"
-    with samples.open("w", encoding="utf-8") as file:
+    # A lone surrogate, which no UTF-8 can hold, becomes the escape that JSON has for it.
+    with samples.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for line in sample_lines(problems, rows, terms):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     told = json.dumps(results_table(task, report, terms), indent=2, ensure_ascii=False)
-    results.write_text(told + "\n", encoding="utf-8")
+    results.write_text(told + "\n", encoding="utf-8", errors="backslashreplace")
     return [samples, results]
 
 

@@ -46,6 +46,8 @@ class MemberAnswer:
     interval: Interval | None
     versus_start: Versus | None
     versus_first: Versus | None
+    versus_named: list[Versus]
+    """Against members of other experiments."""
     chosen: bool
     missing: list[int]
     """Seeds without an evaluation."""
@@ -178,6 +180,7 @@ def _member(
         interval=_interval(data, member.group, own),
         versus_start=_versus_start(data, member.group, own),
         versus_first=_versus_first(data, member.group, own, first),
+        versus_named=_versus_named(data, outline, member.group),
         chosen=choice is not None and choice.winner == member.group,
         missing=[seed for seed in outline.seeds if seed not in {row.seed for row in own}],
     )
@@ -211,6 +214,12 @@ def _versus_first(data: ReportData, group: str, rows: Sequence[EvaluationRow], f
     return _setting_verdict(data.setting_comparisons, group, first)
 
 
+def _versus_named(data: ReportData, outline: ExperimentOutline, group: str) -> list[Versus]:
+    named = [data.choices[name].winner if name in data.choices else name for name in outline.against]
+    found = (_setting_verdict(data.setting_comparisons, group, name) for name in named)
+    return [one for one in found if one is not None]
+
+
 def _setting_verdict(comparisons: Sequence[SettingVerdict], name: str, against: str) -> Versus | None:
     for one in comparisons:
         if (one.name, one.against) == (name, against):
@@ -238,7 +247,7 @@ def _by_seed(against: str, pairs: Sequence[PairedComparison]) -> Versus | None:
 
 def conclusions(answer: ExperimentAnswer) -> list[str]:
     """What the experiment says, in sentences: of its start, its first member, and the choice."""
-    said = [*_against_start(answer), *_against_first(answer)]
+    said = [*_against_start(answer), *_against_first(answer), *_against_named(answer)]
     if answer.choice is not None:
         said.append(_of_choice(answer.choice, answer.outline.name))
     if answer.missing:
@@ -262,6 +271,14 @@ def _against_first(answer: ExperimentAnswer) -> list[str]:
     if len(answer.done) > 1 and answer.choice is None:
         return ["Its members were not tested against each other: their intervals alone are no verdict."]
     return []
+
+
+def _against_named(answer: ExperimentAnswer) -> list[str]:
+    found: dict[str, dict[str, str]] = {}
+    for member in answer.done:
+        for versus in member.versus_named:
+            found.setdefault(versus.against, {})[member.label] = versus.verdict
+    return [f"Against {against}: {_told(verdicts)}." for against, verdicts in found.items()]
 
 
 def _of_choice(choice: Choice, name: str) -> str:

@@ -276,6 +276,8 @@ class ExperimentOutline(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     """What all its members share, by dotted name."""
     carry: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    """Members of other experiments, without seed, that its own are compared with."""
     rule: str | None = None
     """How a winner is chosen, if one is."""
     members: tuple[MemberOutline, ...] = ()

@@ -54,6 +54,9 @@ class ExperimentConfig(Config):
     """Dotted name -> values: every combination is a member, named by its values in this order."""
     members: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name -> settings: members that no grid describes. With a grid too, every pair of both is one."""
+    against: tuple[str, ...] = ()
+    """Members of earlier experiments (without seed), or such experiments with a choice, that its members are compared
+    with, beside their start and the first listed."""
     seeds: tuple[int, ...] | None = None
     """Seeds of its training runs; None means the study's."""
     choice: ChoiceConfig | None = None

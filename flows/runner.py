@@ -41,11 +41,24 @@ def study_flow(body: Callable[[Workspace, StudyConfig], dict[str, Any]]) -> Flow
         executor: Executor = "local",
     ) -> dict[str, Any]:
         with flow_run(name, preset, overrides, root, executor) as (workspace, config):
-            return body(workspace, config)
+            result = body(workspace, config)
+            require_whole(workspace, result)
+            return result
 
     run.__module__, run.__name__, run.__qualname__ = body.__module__, body.__name__, body.__qualname__
     run.__doc__ = f"{inspect.getdoc(body)}\n{PARAMETERS}"
     return flow(name=name, flow_run_name=name_flow_run)(run)
+
+
+def require_whole(workspace: Workspace, result: dict[str, Any]) -> None:
+    """Raise ValueError that names the members that failed, and why, and where the rest of the study is reported."""
+    if not workspace.failures:
+        return
+    told = [f"  {name}: {error}" for name, error in workspace.failures.items()]
+    report = f" The report says what is there: {result['report']}" if result.get("report") else ""
+    raise ValueError(
+        "\n".join([f"not all of this study could be done; the rest was, and is kept.{report}", *told])
+    ) from next(iter(workspace.failures.values()))
 
 
 @contextmanager

@@ -2,9 +2,19 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from alignment_core.config import EvaluationConfig, Variant
-from alignment_core.experiments import Member, Variation, carried_settings, members_of, selected, variations, waves
+from alignment_core.experiments import (
+    Member,
+    Variation,
+    carried_settings,
+    contrasts,
+    members_of,
+    selected,
+    variations,
+    waves,
+)
 from alignment_core.manifest import canonical_json
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
@@ -16,6 +26,34 @@ from tasks.evaluation import Evaluated, analyze, choose_winner, evaluate, write_
 from tasks.models import base_model, teacher_model
 from tasks.training import distill_traces
 from tasks.workspace import Workspace
+
+OWN_FAILURES = (ValueError, FloatingPointError, MemoryError)
+"""What may be a member's own fault: settings that diverge, no right sample to learn from, a lack of memory."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What decides which traces a member imitates."""
+
+    variant: Variant
+    problems: str
+    """Key of the problems."""
+    teacher: str
+    """The member that teaches; empty for a checkpoint, and for reference traces."""
+    settings: str
+    """What else the traces depend on, as JSON."""
+
+
+DEPENDS_ON: dict[Variant, dict[str, Any]] = {
+    "filtered": {"evaluation": {"reward"}},
+    "distilled": {
+        "evaluation": {"reward", "mode"},
+        "distillation": True,
+        "sampling": True,
+        "model": {"compute_dtype"},
+    },
+}
+"""Variant -> the settings that its traces depend on."""
 
 
 @dataclass
@@ -35,8 +73,7 @@ class Study:
     bases: dict[str, ArtifactRef] = field(default_factory=dict)
     problems: dict[str, ArtifactRef] = field(default_factory=dict)
     """The study's own first."""
-    traces: dict[tuple[Variant, str, str], ArtifactRef] = field(default_factory=dict)
-    """By variant, key of the problems, and the member that teaches, if one does."""
+    traces: dict[Traces, ArtifactRef] = field(default_factory=dict)
 
     @property
     def runs(self) -> dict[str, ArtifactRef]:
@@ -84,7 +121,7 @@ def _problems(study: Study, config: StudyConfig, asked_by: str) -> ArtifactRef:
     return study.problems[shared]
 
 
-def _settings(config: StudyConfig, names: set[str]) -> str:
+def _settings(config: StudyConfig, names: set[str] | dict[str, Any]) -> str:
     return canonical_json(config.model_dump(mode="json", include=names))
 
 
@@ -112,24 +149,45 @@ def run_experiments(study: Study, method: Method | None = None) -> None:
     """Train and evaluate every member of every experiment, or of those of one method with what they start from."""
     for wave in waves(selected(study.config, method)):
         members = [member for experiment in wave for member in _members(study, experiment)]
-        places = [(member, member_start(study, member)) for member in members]
+        places = [(member, member_start(study, member)) for member in members if _can_begin(study, member)]
         require_traces(study, places)
         done: dict[str, Trained] = {}
         study.workspace.side_by_side([partial(train_member, study, *place, done) for place in places])
-        for member in members:  # in this order, whichever came first
+        whole = [member for member, _ in places if member.name in done]
+        for member in whole:  # in this order, whichever came first
             study.trained[member.name] = done[member.name]
             study.evaluations += done[member.name].evaluations
         for experiment in wave:
-            if experiment.choice is not None:
-                choose(study, experiment, [one for one in members if one.experiment == experiment.name])
+            choose(study, experiment, [one for one in whole if one.experiment == experiment.name])
 
 
 def train_member(study: Study, member: Member, place: Start, done: dict[str, Trained]) -> None:
-    """One member from its start to its evaluation; with workers, many at the same time."""
-    done[member.name] = train(study.workspace, member, place)
+    """One member from its start to its evaluation; with workers, many at the same time.
+
+    One that fails for a reason of its own is noted, and the rest of the study goes on without it.
+    """
+    try:
+        done[member.name] = train(study.workspace, member, place)
+    except OWN_FAILURES as error:
+        study.workspace.failures[member.name] = error
+
+
+def _can_begin(study: Study, member: Member) -> bool:
+    """Whether what a member starts from, and its teacher, came to be; notes it if not."""
+    for group in (member.start, member.teacher or BASE):
+        if group != BASE and f"{group}/seed{member.seed}" not in study.trained:
+            study.workspace.failures[member.name] = ValueError(f"waits for {group}/seed{member.seed}")
+            return False
+    return True
 
 
 def _members(study: Study, experiment: ExperimentConfig) -> list[Member]:
+    """The members of an experiment; none, which is noted, where it waits for a choice that could not be made."""
+    chosen = [one.name for one in study.config.experiments if one.choice is not None]
+    lacking = [name for name in experiment.waits_for if name in chosen and name not in study.winners]
+    if lacking:
+        study.workspace.failures[experiment.name] = ValueError(f"waits for the winner of {lacking[0]}")
+        return []
     carried = carried_settings(study.config, experiment, study.winners)
     return members_of(study.config, experiment, study.winners, carried)
 
@@ -155,15 +213,17 @@ def trace_set(study: Study, member: Member, problems: ArtifactRef) -> ArtifactRe
     if variant == "raw":
         return problems
     teacher = f"{member.teacher}/seed{member.seed}" if variant == "distilled" and member.teacher else ""
-    if (variant, problems.key, teacher) not in study.traces:
-        of = "" if problems == next(iter(study.problems.values())) else f"/{member.group}"
+    wanted = Traces(variant, problems.key, teacher, _settings(member.config, DEPENDS_ON[variant]))
+    if wanted not in study.traces:
+        first = not any((one.variant, one.teacher) == (variant, teacher) for one in study.traces)
+        of = "" if first else f"/{member.group}"
         if variant == "filtered":
             made = filter_traces(study.workspace, member.config, problems, of)
         else:
             model = _teacher(study, member, teacher)
             made = distill_traces(study.workspace, member.config, model, problems, f"{of}/{teacher}".rstrip("/"))
-        study.traces[variant, problems.key, teacher] = made
-    return study.traces[variant, problems.key, teacher]
+        study.traces[wanted] = made
+    return study.traces[wanted]
 
 
 def _teacher(study: Study, member: Member, name: str) -> ArtifactRef:
@@ -174,17 +234,20 @@ def _teacher(study: Study, member: Member, name: str) -> ArtifactRef:
 
 
 def choose(study: Study, experiment: ExperimentConfig, members: list[Member]) -> None:
-    """Take one member of an experiment on, by its rule, judged on dev problems."""
-    if experiment.choice is None:
+    """Take one member of an experiment on, by its rule, judged on dev problems; of those whose every seed is there."""
+    seeds = study.config.seeds if experiment.seeds is None else experiment.seeds
+    names = {member.name for member in members}
+    listed = [one for one in variations(experiment) if all(f"{one.group}/seed{seed}" in names for seed in seeds)]
+    if experiment.choice is None or not listed:
         return
     judged = {}
-    for member in members:
+    whole = {one.group for one in listed}
+    for member in (one for one in members if one.group in whole):
         trained = study.trained[member.name]
         comparison = trained.evaluations[-1].comparison
         problems = _problems(study, member.config, member.group)
         again = evaluate(study.workspace, member.config, comparison, trained.model, problems, split="dev")
         judged[member.name] = again.grade
-    listed = variations(experiment)
     ref, winner = choose_winner(study.workspace, experiment, [one.group for one in listed], judged)
     study.choices[experiment.name] = ref
     study.winners[experiment.name] = next(one for one in listed if one.group == winner)
@@ -202,23 +265,19 @@ def require_traces(study: Study, places: list[tuple[Member, Start]]) -> None:
 
 
 def analyze_step(study: Study) -> ArtifactRef:
-    """Statistics over everything evaluated; the members of each experiment are compared with the first listed."""
-    trained = {item.comparison.name for item in study.evaluations}
-    contrasts = [
-        Contrast(name=one.group, against=first.group)
-        for experiment in study.config.experiments
-        for first, *others in [variations(experiment)]
-        for one in others
-        if any(name.startswith(f"{one.group}/seed") for name in trained)
-    ]
-    return analyze(study.workspace, study.evaluations, tuple(contrasts))
+    """Statistics over everything evaluated, and the comparisons that the experiments ask for."""
+    evaluated = {item.comparison.name.rpartition("/seed")[0] for item in study.evaluations}
+    asked = contrasts(study.config, study.winners)
+    pairs = [Contrast(name=name, against=against) for name, against in asked if {name, against} <= evaluated]
+    return analyze(study.workspace, study.evaluations, tuple(pairs))
 
 
 def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:
     """The page."""
     base = base_start(study, study.config)
     context = {"prepare": base.problems, "analysis": analysis}
-    if ("filtered", base.problems.key, "") in study.traces:
-        context["filter"] = study.traces["filtered", base.problems.key, ""]
+    for traces, ref in study.traces.items():
+        if traces.variant == "filtered" and traces.problems == base.problems.key:
+            context.setdefault("filter", ref)
     context |= {f"choice: {name}": ref for name, ref in study.choices.items()}
     return write_report(study.workspace, study.config, study.evaluations, study.runs, context)

@@ -21,6 +21,7 @@ def outlines(config: StudyConfig) -> tuple[ExperimentOutline, ...]:
             teacher=experiment.teacher,
             settings=experiment.settings,
             carry=experiment.carry,
+            against=experiment.against,
             rule=None if experiment.choice is None else experiment.choice.rule,
             members=tuple(MemberOutline(group=one.group, varied=one.varied) for one in variations(experiment)),
             seeds=config.seeds if experiment.seeds is None else experiment.seeds,

@@ -46,6 +46,8 @@ class Workspace:
     """By stage label, in the order in which they ended."""
     accepted: dict[str, AcceptedStage] = field(default_factory=dict)
     """By stage label, those that stand although their code changed."""
+    failures: dict[str, Exception] = field(default_factory=dict)
+    """By member of the study: what kept it from its end, while the rest went on."""
     final_metrics: dict[str, float] = field(default_factory=dict)
     """For the parent run in MLflow."""
     final_artifacts: list[Path] = field(default_factory=list)
@@ -130,7 +132,7 @@ def open_workspace(
     except BaseException as error:
         if not shown and not journal.ended:
             stopped = exit_code_of(error) is not None
-            _end(workspace, journal, "KILLED" if stopped else "FAILED", [])
+            _end(workspace, journal, "KILLED" if stopped else "FAILED", workspace.final_artifacts)
             try:
                 tracker.close(HURRY if stopped else None)
                 shown = True

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_core.experiments import assign, carried_settings, members_of, selected, variations, waves
+from alignment_core.experiments import assign, carried_settings, contrasts, members_of, selected, variations, waves
 from alignment_core.study_config import ExperimentConfig, StudyConfig
 from flows.settings import load_config
 
@@ -99,6 +99,22 @@ def test_a_teacher_of_the_study_is_trained_before_who_learns_from_it() -> None:
     assert (pupil.start, pupil.teacher) == ("base", "teacher/3e-05")
 
 
+def test_members_are_compared_with_the_first_and_with_those_they_are_set_against() -> None:
+    config = study(
+        {"name": "lr", "method": "grpo", "grid": {RATE: [1e-5, 3e-5]}, "choice": {}},
+        {"name": "more", "method": "grpo", "grid": {GROUP: [4, 8]}, "against": ["lr", "lr/1e-05"]},
+    )
+    won = {"lr": variations(config.experiments[0])[1]}
+    assert contrasts(config, won) == [
+        ("lr/3e-05", "lr/1e-05"),
+        ("more/8", "more/4"),
+        ("more/4", "lr/3e-05"),
+        ("more/4", "lr/1e-05"),
+        ("more/8", "lr/3e-05"),
+        ("more/8", "lr/1e-05"),
+    ]
+
+
 def test_only_takes_what_the_named_ones_start_from_along() -> None:
     config = load_config("tiny", {"only": ["grpo/sft"]})
     assert [one.name for one in selected(config)] == ["sft", "grpo/sft"]
@@ -132,6 +148,7 @@ def test_only_takes_what_the_named_ones_start_from_along() -> None:
             [{"name": "x", "method": "sft", "seeds": [1]}, {"name": "y", "method": "grpo", "start": "x", "seeds": [2]}],
             "starts from 'x', which has no seed 2",
         ),
+        ([{"name": "x", "method": "sft", "against": ["y"]}], "is compared with 'y', which is neither 'base'"),
         ([{"name": "x", "method": "sft", "teacher": "y"}], "learns from the teacher 'y', which is neither 'base'"),
         ([{"name": "x", "method": "sft", "settings": {"examples.variant": "distilled"}}], "give distillation.teacher"),
     ],

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from alignment_core.store import Store
+
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
 Alignflow = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,6 +93,18 @@ def test_a_deleted_artifact_reruns_its_producer_and_says_so(alignflow: Alignflow
     assert "its artifact was deleted" in done.stdout
 
 
+def test_members_of_a_sweep_differ_in_their_weights(study: Path) -> None:
+    weights = {
+        manifest.label: {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".safetensors")}
+        for manifest in Store(study / "data" / "store").manifests()
+        if manifest.stage in {"sft", "grpo"}
+    }
+    assert len([label for label in weights if label.startswith("sft/")]) == 4
+    distinct = {json.dumps(files, sort_keys=True) for files in weights.values()}
+    assert all(weights.values())
+    assert len(distinct) == len(weights)
+
+
 def test_mlflow_holds_one_run_per_stage_with_its_points(study: Path) -> None:
     from mlflow import MlflowClient
 
@@ -156,3 +170,31 @@ def test_bad_input_is_one_clear_message(alignflow: Alignflow, tmp_path: Path, ar
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "data" / "store").glob("*/*"))
+
+
+def test_a_member_that_fails_leaves_the_rest_of_the_study_and_its_report(alignflow: Alignflow, study: Path) -> None:
+    """One question asked once has no right answer to learn from; what waits for that member is left out, too."""
+    experiments = [
+        {"name": "sft", "method": "sft", "settings": {"examples.size": 64}},
+        {
+            "name": "ei",
+            "method": "expert_iteration",
+            "members": {"one": {"expert_iteration.questions_per_step": 1, "expert_iteration.group_size": 1}},
+            "choice": {},
+        },
+        {"name": "more", "method": "sft", "start": "ei"},
+        {"name": "last", "method": "sft", "settings": {"examples.size": 64, "sft.epochs": 2}},
+    ]
+    wanted = ("run", "smoke", "--root", str(study), "--set", f"experiments={json.dumps(experiments)}")
+    done = alignflow(*wanted, check=False)
+    assert done.returncode == 1
+    assert "not all of this study could be done; the rest was, and is kept" in done.stderr
+    assert "ei/one/seed0: none of 1 samples is right" in done.stderr
+    assert "more: waits for the winner of ei" in done.stderr
+    assert "Traceback" not in done.stderr
+    shown = stages(done.stdout)
+    assert shown["last/seed0: grade test"] == shown["report"] == "ran"
+    report = next(word for word in done.stderr.split() if word.endswith("report.html"))
+    page = Path(report).read_text(encoding="utf-8")
+    assert "Not all of this study is done." in page
+    assert "ei/one/seed0" in page

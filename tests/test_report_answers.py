@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from invented_study import RATE, analysis_of, choice, grpo_curve, study, sweep
+from invented_study import RATE, analysis_of, choice, grpo_curve, outlines, study, sweep, verdict
 
 from alignment_core.report_answers import ExperimentAnswer, answers, conclusions
 from alignment_core.report_costs import SHARED, by_kind, costs, origins
@@ -77,6 +77,17 @@ def test_an_interval_is_the_analysis_s_or_of_a_single_run() -> None:
     report = grpo.rows[0].report
     assert (grpo.interval.low, grpo.interval.high) == (report.accuracy_low, report.accuracy_high)
     assert by_name(sweep())["grpo/lr"].members[1].interval == sweep().intervals["grpo/lr/0.0002"]
+
+
+def test_members_of_other_experiments_are_compared_with_by_name_and_by_choice() -> None:
+    first, *others = outlines()
+    second = others[0].model_copy(update={"against": ("grpo/lr", "grpo/lr/2e-05")})
+    told = [
+        verdict("sft/128/raw", "grpo/lr/0.001", -0.2, "worse"),
+        verdict("sft/128/raw", "grpo/lr/2e-05", 0.01, "cannot tell"),
+    ]
+    answer = by_name(sweep(experiments=[first, second, others[1]], setting_comparisons=told))["sft"]
+    assert {"Against grpo/lr/0.001: worse.", "Against grpo/lr/2e-05: cannot tell."} <= set(conclusions(answer))
 
 
 def test_conclusions_follow_the_tests() -> None:

@@ -51,6 +51,31 @@ def test_members_differ_in_what_they_compute(preset: str, considered: list[Stage
     assert len(labels) == len(set(labels)) == len(plan.stages)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "grid", "made"),
+    [
+        ("sft", {}, {"evaluation.reward": ["r1_zero", "number"]}, "filter"),
+        ("sft", {"examples.variant": "distilled"}, {"distillation.samples_per_problem": [1, 2]}, "select"),
+        ("sft", {"examples.variant": "distilled"}, {"sampling.temperature": [0.7, 1.0]}, "select"),
+    ],
+)
+def test_members_whose_traces_differ_imitate_different_ones(
+    method: str,
+    settings: dict[str, Any],
+    grid: dict[str, Any],
+    made: str,
+    considered: list[StageSpec],
+    tmp_path: Path,
+) -> None:
+    teacher = {"name": "teacher", "method": "grpo"}
+    pupil = {"name": "pupil", "method": method, "settings": settings, "grid": grid, "teacher": "teacher"}
+    plan_flow(study, str(tmp_path), preset="tiny", overrides={"experiments": [teacher, pupil]})
+    own = [spec for spec in considered if spec.stage == made]
+    assert len({computed(spec) for spec in own}) == len({spec.label for spec in own}) == 2
+    tuned = [spec for spec in considered if spec.stage == "sft"]
+    assert len({spec.inputs["examples"].digest for spec in tuned}) == 2
+
+
 @pytest.mark.parametrize("preset", LARGE)
 def test_every_study_has_settings_that_hold_at_the_large_scales(preset: str) -> None:
     config = load_config(preset)
