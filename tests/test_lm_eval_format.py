@@ -105,6 +105,14 @@ def test_a_foreign_result_is_refused() -> None:
         list(sample_lines(PROBLEMS, [row("test/9", "x", 0.0)], TERMS))
 
 
+def test_a_lone_surrogate_comes_through(tmp_path: Path) -> None:
+    text = "half a pair: \ud83d </think> <answer> 2 </answer>"
+    rows = [row("test/1", text, 1.0), row("test/2", "4", 1.0)]
+    report = EvalReport.model_construct(accuracy=1.0, accuracy_low=0.3, accuracy_high=1.0, format_rate=1.0)
+    samples, _ = write_lm_eval(tmp_path, "a", "2026", PROBLEMS, rows, TERMS, report)
+    assert load_samples(samples)[0]["resps"] == [[text]]
+
+
 @pytest.mark.parametrize(("task", "date"), [("a/b", "2026"), ("a", "2026_01")])
 def test_names_that_make_no_files_are_refused(tmp_path: Path, task: str, date: str) -> None:
     report = EvalReport.model_construct()
