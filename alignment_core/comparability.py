@@ -3,14 +3,15 @@
 An evaluation is told by its terms: the sha256 of its template, a digest of the questions it asks (a set is what its
 rows are, not what its file is called), how many worked examples it shows, how it samples, and the reward. Published
 numbers lie in `templates/published_numbers.json`, each with its source and the terms under which it was reported; where
-a report leaves a term open, that is told as a doubt, never taken for agreement.
+a report leaves a term open, that is told as a doubt, never taken for agreement. A number stands beside an evaluation of
+its own kind: what GRPO reached elsewhere says nothing about a base model.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from alignment_core.leakage import case_and_space_free
 from alignment_core.prompts import template_sha256
@@ -21,6 +22,18 @@ PUBLISHED_R1_ZERO = "56213732da87e12ace60a2b88a16df0af18280fb0563a957cbecc938a6a
 """sha256 of the r1_zero template under which most of the field's numbers were reported."""
 SHOWN = 12
 """Characters of a digest that a sentence shows."""
+MOST = 6
+"""Published numbers beside one evaluation, where few of them are comparable."""
+Benchmark = Literal["gsm8k", "math"]
+Kind = Literal["zero-shot", "sft", "ei", "grpo", "dpo", "leaderboard"]
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "zero-shot": ("zero-shot",),
+    "sft": ("sft",),
+    "ei": ("ei",),
+    "grpo": ("grpo", "leaderboard"),
+    "dpo": ("dpo",),
+}
+"""Method of an evaluation -> the kinds of numbers that stand beside it: a leaderboard's are GRPO's under a budget."""
 
 
 class Terms(Record):
@@ -47,6 +60,7 @@ class EvaluationSet(Record):
     """A set of problems the field reports on."""
 
     name: str
+    benchmark: Benchmark
     n: int
     questions_sha256: str | None
     """None where the set is not public or not settled: nothing can be shown to be it."""
@@ -57,6 +71,7 @@ class PublishedNumber(Record):
 
     source: str
     """Repository or report, as it can be found."""
+    kind: Kind
     method: str
     accuracy: float
     """Per cent."""
@@ -68,6 +83,9 @@ class PublishedNumber(Record):
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
+    min_tokens: int | None = 0
+    """Published evaluation code sets none; the 4 of rollouts counts where a report evaluates with these."""
+    stop: tuple[str, ...] | None = ("</answer>",)
     reward: str | None = None
     precision: Literal["reported", "read off a plot"] = "reported"
     note: str = ""
@@ -156,11 +174,29 @@ def compare_with(
     return Comparability(published=number, comparable=not differs, differs=differs)
 
 
-def beside_published(terms: Terms, model: str | None = None) -> list[Comparability]:
-    """Every published number beside ours, the comparable ones first, then in the order of the file."""
+def beside_published(
+    terms: Terms, model: str | None = None, *, method: str | None = None, benchmark: str | None = None
+) -> list[Comparability]:
+    """Published numbers beside ours: the comparable ones, those on the same benchmark, then in the order of the file.
+
+    method: of our evaluation, for a short list: numbers of its kind, on another benchmark only where there is none on
+    this one, and no more than `MOST` unless more are comparable; None asks for every number.
+    benchmark: of our problems, where they are no known set.
+    """
     known = published_numbers()
-    found = [compare_with(terms, number, model, known) for number in known.numbers]
-    return sorted(found, key=lambda one: not one.comparable)
+    ours = evaluation_set(terms, known)
+    benchmark = benchmark if ours is None else ours.benchmark
+    kinds = get_args(Kind) if method is None else KINDS.get(method, ())
+    found = [compare_with(terms, number, model, known) for number in known.numbers if number.kind in kinds]
+
+    def elsewhere(one: Comparability) -> bool:
+        return known.set_named(one.published.evaluation_set).benchmark != benchmark
+
+    found.sort(key=lambda one: (not one.comparable, elsewhere(one)))
+    if method is None:
+        return found
+    most = max(MOST, sum(one.comparable for one in found))
+    return ([one for one in found if not elsewhere(one)] or found)[:most]
 
 
 def _prompt_differs(terms: Terms, number: PublishedNumber) -> list[str]:
@@ -180,7 +216,7 @@ def _set_differs(terms: Terms, wanted: EvaluationSet, published: Published) -> l
     if wanted.questions_sha256 is not None and wanted.questions_sha256 == terms.questions_sha256:
         return []
     ours = evaluation_set(terms, published)
-    here = f"{ours.name} ({ours.n})" if ours is not None else f"{terms.n_problems} other problems"
+    here = f"{ours.name} ({ours.n})" if ours is not None else f"another set, of {terms.n_problems}"
     doubt = "" if wanted.questions_sha256 is not None else ", whose rows are not public"
     return [f"evaluation set ({here} here, {wanted.name} ({wanted.n}){doubt} there)"]
 
@@ -191,10 +227,18 @@ def _sampling_differs(terms: Terms, number: PublishedNumber) -> list[str]:
         ("temperature", terms.temperature, number.temperature),
         ("top_p", terms.top_p, number.top_p),
         ("max_tokens", terms.max_tokens, number.max_tokens),
+        ("min_tokens", terms.min_tokens, number.min_tokens),
     ):
         if there is None or here != there:
             differs.append(f"{name} ({here:g} here, {_told(there)} there)")
+    if number.stop is None or set(terms.stop) != set(number.stop):
+        differs.append(f"stop ({_listed(terms.stop)} here, {_listed(number.stop)} there)")
     return differs
+
+
+def _listed(stop: Sequence[str] | None) -> str:
+    """Stop strings in quotes, so that a line break in one is seen."""
+    return _told(None) if stop is None else ", ".join(map(repr, stop)) or "none"
 
 
 def _told(value: object) -> str:

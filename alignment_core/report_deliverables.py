@@ -3,23 +3,44 @@
 Whether this study answers one is read off what its experiments vary, not off its name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-from alignment_core.report_answers import ROUND, ExperimentAnswer, MemberAnswer, conclusions
+from alignment_core.report_answers import ROUND, ExperimentAnswer, conclusions
+from alignment_core.report_checks import (
+    Check,
+    at_least,
+    data_set_sizes,
+    expert_rounds,
+    off_policy_loop,
+    off_policy_sweep,
+    rewards_of_prompts,
+    told_values,
+    training_loop,
+)
 from alignment_core.report_data import ReportData
-from alignment_core.report_text import number, percent, setting_name, setting_told, setting_value
+from alignment_core.report_leaderboard import budgeted, leaderboard_checks
+from alignment_core.report_settings import (
+    BATCH,
+    EPOCHS,
+    LOSS,
+    RATE,
+    STEPS,
+    Answers,
+    all_values,
+    updates_of,
+    values_of,
+)
+from alignment_core.report_text import percent
+from alignment_core.run_curves import is_number
 
-Answers = list[ExperimentAnswer]
-RATE, LOSS, EPOCHS = "grpo.optimizer.learning_rate", "grpo.loss_type", "grpo.epochs_per_rollout_batch"
-
-
-class Check(NamedTuple):
-    """One thing a deliverable asks for."""
-
-    words: str
-    met: bool | None
-    """None where the numbers cannot tell."""
+LENGTHS = {
+    "train/mean_length": ("responses", " tokens"),
+    "train/mean_length_correct": ("right ones", " tokens"),
+    "train/mean_length_incorrect": ("wrong ones", " tokens"),
+    "train/grad_norm": ("gradient norm", ""),
+}
+"""Metric -> what it is called, and its unit."""
 
 
 class Deliverable(NamedTuple):
@@ -32,6 +53,8 @@ class Deliverable(NamedTuple):
     find: Callable[[ReportData, Answers], Answers]
     """The experiments of a study that answer it."""
     check: Callable[[ReportData, Answers], list[Check]]
+    tell: Callable[[ReportData, ExperimentAnswer], list[str]] = lambda data, answer: _told(answer)
+    """What it says of one experiment."""
 
 
 class DeliverableRow(NamedTuple):
@@ -52,7 +75,7 @@ def deliverable_rows(data: ReportData, answers: Answers) -> list[DeliverableRow]
     rows = [_baseline(data), _generations(data)]
     for one in DELIVERABLES:
         found = [answer for answer in one.find(data, answers) if answer.done]
-        sentences = [f"{answer.outline.name}: {' '.join([_reached(answer), *conclusions(answer)])}" for answer in found]
+        sentences = [f"{answer.outline.name}: {' '.join(one.tell(data, answer))}" for answer in found]
         anchors = [place for answer in found for place in _places(data, answer)]
         checks = one.check(data, found) if found else []
         rows.append(DeliverableRow(one.name, one.asks, one.studies, sentences, checks, anchors))
@@ -104,18 +127,6 @@ def _reached(answer: ExperimentAnswer) -> str:
     return f"{len(reached)} members, {percent(min(reached))} to {percent(max(reached))} % accuracy."
 
 
-def values_of(data: ReportData, answer: ExperimentAnswer, name: str) -> list[str]:
-    """Distinct values of a setting over an experiment's evaluated members, the study's own where none is given."""
-    own = setting_told(data.settings[name]) if name in data.settings else None
-    shared = setting_value(answer.outline.settings[name]) if name in answer.outline.settings else own
-    found = [member.varied.get(name, shared) for member in answer.done]
-    return list(dict.fromkeys(str(value) for value in found if value is not None))
-
-
-def _all_values(data: ReportData, answers: Answers, name: str) -> list[str]:
-    return list(dict.fromkeys(value for answer in answers for value in values_of(data, answer, name)))
-
-
 def _varying(method: str, *names: str) -> Callable[[ReportData, Answers], Answers]:
     """Finds experiments of a method whose evaluated members differ in one of the settings."""
 
@@ -139,94 +150,50 @@ def _of(method: str, answers: Answers) -> Answers:
 
 
 def _prompts(data: ReportData, answers: Answers) -> Answers:
-    """GRPO under at least two prompts, in one experiment or in several."""
+    """GRPO under at least two prompts, in one experiment or else in several."""
+    if varying := _varying("grpo", "prompt")(data, answers):
+        return varying
     found = [one for one in _of("grpo", answers) if one.done]
-    return found if len(_all_values(data, found, "prompt")) > 1 else []
+    return found if len(all_values(data, found, "prompt")) > 1 else []
 
 
-def _budgeted(data: ReportData, answers: Answers) -> Answers:
-    return _of("grpo", answers) if "budget.hours" in data.settings else []
+def _off_policy(data: ReportData, answers: Answers) -> Answers:
+    """Experiments that vary epochs or train batch, and those that go on from them or stand beside them as they are.
 
-
-def _at_least(share: float) -> Callable[[ReportData, Answers], list[Check]]:
-    """Whether some member's accuracy is that high: told only where its interval agrees."""
-
-    def check(data: ReportData, answers: Answers) -> list[Check]:
-        members = [member for answer in answers for member in answer.done]
-        return [Check(f"a member of at least {share:.0%} accuracy (asked of MATH)", _surely(members, share))]
-
-    return check
-
-
-def _surely(members: Sequence[MemberAnswer], share: float) -> bool | None:
-    if any(member.interval is not None and member.interval.low >= share for member in members):
-        return True
-    if all(member.interval is not None and member.interval.high < share for member in members):
-        return False
-    return None
-
-
-def _sizes(data: ReportData, answers: Answers) -> list[Check]:
-    sizes = _all_values(data, answers, "examples.size")
-    wanted = ["128", "256", "512", "1024", "full"]
-    variants = _all_values(data, answers, "examples.variant")
-    kept = (data.filter_report or {}).get("kept")
-    size = f", {number(kept)} traces" if isinstance(kept, int) else ""
-    tuned = [
-        name for name in ("sft.optimizer.learning_rate", "sft.batch_size") if len(_all_values(data, answers, name)) > 1
+    A focused run varies nothing within itself: it carries the winner of a sweep, or is the on-policy run of the same
+    start. An ablation that carries a winner and varies something else answers another question.
+    """
+    found = _varying("grpo", EPOCHS, BATCH)(data, answers)
+    names, starts = {one.outline.name for one in found}, {one.outline.start for one in found}
+    plain = [
+        one
+        for one in _of("grpo", answers)
+        if (names & set(one.outline.carry) and one.columns.keys() <= {STEPS, RATE})
+        or (not one.outline.carry and not one.columns and one.outline.start in starts)
     ]
-    return [
-        Check(f"data set sizes {_list(wanted)} (here {_list(sizes)})", set(wanted) <= set(sizes)),
-        Check(f"a filtered set{size} (here {_list(variants)})", "filtered" in variants),
-        Check("learning rate and batch size tuned", len(tuned) == 2),
-        *_at_least(0.15)(data, answers),
-    ]
+    return [one for one in answers if one in found or one in plain]
 
 
-def _rounds(data: ReportData, answers: Answers) -> list[Check]:
-    names = ("expert_iteration.questions_per_step", "expert_iteration.group_size", "expert_iteration.sft.epochs")
-    questions, samples, epochs = (_all_values(data, answers, name) for name in names)
-    rounds = _all_values(data, answers, "expert_iteration.n_ei_steps")
-    return [
-        Check(f"5 rounds (here {_list(rounds)})", "5" in rounds),
-        Check(
-            f"questions per step 512, 1024, 2048 (here {_list(questions)})", {"512", "1024", "2048"} <= set(questions)
-        ),
-        Check(f"two values of G (here {_list(samples)})", len(samples) > 1),
-        Check(f"two numbers of epochs (here {_list(epochs)})", len(epochs) > 1),
-        *_at_least(0.15)(data, answers),
-    ]
+def _updating_often(data: ReportData, answers: Answers) -> Answers:
+    """GRPO with more than one update per rollout batch."""
+    return [one for one in _of("grpo", answers) if max(updates_of(data, one), default=1) > 1]
 
 
-def _loop(data: ReportData, answers: Answers) -> list[Check]:
-    names = [row.name for answer in answers for member in answer.done for row in member.rows]
-    measured = any("eval/accuracy" in point.get("metrics", {}) for name in names for point in data.curves.get(name, []))
-    return [
-        Check("accuracy on dev problems over training", measured),
-        Check("rollouts over time", any(data.rollouts.get(name) for name in names)),
-    ]
+def _told(answer: ExperimentAnswer) -> list[str]:
+    return [_reached(answer), *conclusions(answer)]
 
 
-def _sweep(data: ReportData, answers: Answers) -> list[Check]:
-    counts = [int(value) for value in _all_values(data, answers, "grpo.n_grpo_steps") if value.isdigit()]
-    return [
-        Check("a broad sweep of fewer than 50 steps", any(count < 50 for count in counts)),
-        Check("focused runs of 200 steps", any(count >= 200 for count in counts)),
-    ]
-
-
-def _told_values(name: str) -> Callable[[ReportData, Answers], list[Check]]:
-    """Says which values were compared."""
-
-    def check(data: ReportData, answers: Answers) -> list[Check]:
-        values = _all_values(data, answers, name)
-        return [Check(f"{setting_name(name)}: {_list(values)}", len(values) > 1)]
-
-    return check
-
-
-def _list(values: Sequence[str]) -> str:
-    return ", ".join(values) or "none"
+def _lengths(data: ReportData, answer: ExperimentAnswer) -> list[str]:
+    """What a normalization does to lengths and gradients, averaged over the runs' steps."""
+    told = []
+    for member in answer.done:
+        points = [point.get("metrics", {}) for row in member.rows for point in data.curves.get(row.name, [])]
+        means = []
+        for metric, (words, unit) in LENGTHS.items():
+            known = [point[metric] for point in points if is_number(point.get(metric))]
+            means += [f"{words} {sum(known) / len(known):.3g}{unit}"] if known else []
+        told.append(f"{member.label}: {', '.join(means) or 'its training recorded no lengths'}.")
+    return ["Means over training:", *told]
 
 
 DELIVERABLES = (
@@ -235,77 +202,92 @@ DELIVERABLES = (
         "SFT over data set sizes, learning rate and batch size tuned; the same on traces with right answers only.",
         ("sft-size", "sft-lr-batch"),
         _varying("sft", "examples.size", "examples.variant", "sft.optimizer.learning_rate", "sft.batch_size"),
-        _sizes,
+        data_set_sizes,
     ),
     Deliverable(
         "expert_iteration_experiment",
         "Expert Iteration over questions per step, samples and epochs; entropy over training.",
         ("expert-iteration",),
         lambda data, answers: _of("expert_iteration", answers),
-        _rounds,
+        expert_rounds,
     ),
     Deliverable(
         "grpo_train_loop",
         "GRPO with its validation rewards, and rollouts over time.",
         ("grpo-baselines",),
         lambda data, answers: _of("grpo", answers),
-        _loop,
+        training_loop,
     ),
     Deliverable(
         "grpo_learning_rate",
         "GRPO over learning rates.",
         ("grpo-learning-rate",),
         _varying("grpo", RATE),
-        _at_least(0.25),
+        at_least(0.25),
     ),
     Deliverable(
         "grpo_baselines",
         "GRPO without a baseline and with the group's mean as one.",
         ("grpo-baselines",),
         _holding(LOSS, "no_baseline", "reinforce_with_baseline"),
-        _told_values(LOSS),
+        told_values(LOSS),
+    ),
+    Deliverable(
+        "think_about_length_normalization",
+        "What the two normalizations do, in words: an argument no run can make; these are the numbers it may rest on.",
+        ("grpo-length-normalization",),
+        _varying("grpo", "grpo.length_normalization"),
+        lambda data, answers: [],
+        _lengths,
     ),
     Deliverable(
         "grpo_length_normalization",
         "The mean over a sequence's tokens against the sum over a constant.",
         ("grpo-length-normalization",),
         _varying("grpo", "grpo.length_normalization"),
-        _told_values("grpo.length_normalization"),
+        told_values("grpo.length_normalization"),
     ),
     Deliverable(
         "grpo_group_standard_deviation",
         "Advantages divided by the standard deviation of their group, and not.",
         ("grpo-std-normalization",),
         _varying("grpo", "grpo.use_std_normalization"),
-        _told_values("grpo.use_std_normalization"),
+        told_values("grpo.use_std_normalization"),
+    ),
+    Deliverable(
+        "grpo_off_policy",
+        "Several updates per rollout batch against log-probs taken once before them, under GRPO-Clip.",
+        ("grpo-off-policy", "grpo-clip"),
+        _updating_often,
+        off_policy_loop,
     ),
     Deliverable(
         "grpo_off_policy_sweep",
         "Several epochs and updates per rollout batch, against steps and wall-clock time, with entropy.",
         ("grpo-off-policy",),
-        _varying("grpo", EPOCHS, "grpo.train_batch_size"),
-        _sweep,
+        _off_policy,
+        off_policy_sweep,
     ),
     Deliverable(
         "grpo_off_policy_clip_ablation",
         "Off-policy updates with and without the clip.",
         ("grpo-clip",),
         _holding(LOSS, "grpo_clip", "grpo_no_clip"),
-        _told_values(LOSS),
+        told_values(LOSS),
     ),
     Deliverable(
         "grpo_prompt_ablation",
         "The reasoning prompt against the bare question, each under its own reward.",
         ("prompt",),
         _prompts,
-        _told_values("prompt"),
+        rewards_of_prompts,
     ),
     Deliverable(
         "leaderboard",
         "The best accuracy within four hours, evaluation included.",
         ("leaderboard",),
-        _budgeted,
-        lambda data, answers: [Check(f"a budget of {data.settings['budget.hours']} h", None)],
+        budgeted,
+        leaderboard_checks,
     ),
 )
 """Every experiment beyond the baseline, in the assignment's order."""

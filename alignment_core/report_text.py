@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOTHING = "\u2013"
@@ -104,6 +104,11 @@ def setting_told(text: str) -> str:
         return setting_value(float(text))
     except ValueError:
         return text
+
+
+def listed(values: Sequence[str]) -> str:
+    """Values with commas between them."""
+    return ", ".join(values) or "none"
 
 
 def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -236,7 +236,13 @@ def published() -> list[PublishedRow]:
     return [
         PublishedRow.model_validate({**fields, "accuracy": 2.4, "comparable": True}),
         PublishedRow.model_validate(
-            {**fields, "accuracy": 68.75, "comparable": False, "differs": ["template (c7d73c here, 562137 there)"]}
+            {
+                **fields,
+                "accuracy": 68.75,
+                "comparable": False,
+                "note": "704 of 1,024",
+                "differs": ["template (c7d73c here, 562137 there)"],
+            }
         ),
     ]
 

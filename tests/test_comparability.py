@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from alignment_core.comparability import (
+    KINDS,
+    MOST,
     PUBLISHED_R1_ZERO,
     Terms,
     asked_terms,
@@ -34,6 +36,11 @@ OURS = Terms(
     reward="r1_zero",
     mode="fast",
 )
+WORDS = {
+    "zero-shot": "zero-shot", "sft": "sft", "ei": "expert iteration", "grpo": ("grpo", "dapo"), "dpo": "dpo",
+    "leaderboard": "leaderboard",
+}  # fmt: skip
+"""How the method of a number of this kind begins."""
 ZERO_SHOT = next(one for one in PUBLISHED.numbers if one.accuracy == 2.72)
 
 
@@ -50,7 +57,7 @@ def test_the_same_terms_are_comparable() -> None:
         ({"shots": 4}, "worked examples (4 here, 0 there)"),
         (
             {"questions_sha256": "f" * 64, "n_problems": 500},
-            "evaluation set (500 other problems here, MATH 5K (5000) there)",
+            "evaluation set (another set, of 500 here, MATH 5K (5000) there)",
         ),
         (
             {"questions_sha256": PUBLISHED.set_named("MATH-500").questions_sha256, "n_problems": 500},
@@ -59,6 +66,9 @@ def test_the_same_terms_are_comparable() -> None:
         ({"temperature": 0.0}, "temperature (0 here, 1 there)"),
         ({"top_p": 0.95}, "top_p (0.95 here, 1 there)"),
         ({"max_tokens": 512}, "max_tokens (512 here, 1024 there)"),
+        ({"min_tokens": 4}, "min_tokens (4 here, 0 there)"),
+        ({"stop": ()}, "stop (none here, '</answer>' there)"),
+        ({"stop": ("\nQuestion:", "</answer>")}, "stop ('\\nQuestion:', '</answer>' here, '</answer>' there)"),
         ({"reward": "number"}, "reward (number here, r1_zero there)"),
         ({"reward": None}, "reward (not told here, r1_zero there)"),
         ({"mode": "thorough"}, "grader (thorough here; published verdicts are those of the fast mode)"),
@@ -83,6 +93,58 @@ def test_what_a_report_leaves_open_is_no_agreement() -> None:
     assert any("whose rows are not public" in text for text in found.differs)
 
 
+def test_the_order_of_stop_strings_is_no_difference() -> None:
+    other = OURS.model_copy(update={"stop": ("\n\n", "</answer>")})
+    number = ZERO_SHOT.model_copy(update={"stop": ("</answer>", "\n\n")})
+    assert compare_with(other, number, MODEL).comparable
+
+
+def test_the_leaderboard_fixes_the_prompt_and_leaves_the_rest_open() -> None:
+    board = [one for one in PUBLISHED.numbers if one.kind == "leaderboard"]
+    assert {one.accuracy for one in board} == {68.75, 67.12, 66.5, 65.88, 40.0}
+    (best,) = [one for one in board if one.accuracy == 68.75]
+    assert best.evaluation_set == "MATH 5K, a subset of 1,024"
+    # 68.75 % is 704 of 1,024, and no number of right answers among 5,000: nothing on MATH 5K is beside it.
+    assert best.accuracy / 100 == 704 / 1024
+    assert [one for one in board if not round(50 * one.accuracy, 6).is_integer()] == [best]
+    for number in board:
+        differs = compare_with(OURS, number, MODEL).differs
+        doubts = [text.partition(" ")[0] for text in differs if "not told there" in text]
+        assert doubts == ["top_p", "min_tokens", "stop"]
+        assert not any(text.startswith(("template", "temperature", "max_tokens", "reward")) for text in differs)
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        ("zero-shot", {"zero-shot"}),
+        ("sft", {"sft"}),
+        ("ei", {"ei"}),
+        ("grpo", {"grpo", "leaderboard"}),
+        ("dpo", set()),
+        ("plain", set()),
+    ],
+)
+def test_a_number_stands_beside_its_own_kind(method: str, kinds: set[str]) -> None:
+    found = beside_published(OURS, MODEL, method=method)
+    assert {one.published.kind for one in found} == kinds
+    assert len(found) <= max(MOST, sum(one.comparable for one in found))
+
+
+def test_of_a_kind_the_same_benchmark_is_told() -> None:
+    part = OURS.model_copy(update={"questions_sha256": "f" * 64, "n_problems": 200})
+
+    def benchmarks(terms: Terms, benchmark: str | None) -> list[str]:
+        found = beside_published(terms, MODEL, method="grpo", benchmark=benchmark)
+        return [PUBLISHED.set_named(one.published.evaluation_set).benchmark for one in found]
+
+    assert benchmarks(part, "gsm8k") == ["gsm8k"] * 2
+    assert benchmarks(part, None) == ["math"] * MOST  # nothing is of no benchmark: in the order of the file
+    assert benchmarks(part, "math") == ["math"] * MOST
+    gsm8k = part.model_copy(update={"questions_sha256": PUBLISHED.set_named("GSM8K test").questions_sha256})
+    assert benchmarks(gsm8k, "math") == ["gsm8k"] * 2  # what the rows are counts, not what they are called
+
+
 def test_comparable_numbers_stand_first() -> None:
     found = beside_published(OURS, "/models/Qwen2.5-Math-1.5B")
     flags = [one.comparable for one in found]
@@ -101,6 +163,9 @@ def test_the_quoted_numbers_are_whole() -> None:
         assert number.template_sha256 in {PUBLISHED_R1_ZERO, None}
     stated = {(one.method, one.accuracy) for one in PUBLISHED.numbers}
     assert ("leaderboard, best entry", 68.75) in stated
+    for number in PUBLISHED.numbers:
+        assert (number.kind in KINDS) is (number.kind != "leaderboard")
+        assert number.method.lower().startswith(WORDS[number.kind])
     assert len({(one.source, one.method, one.evaluation_set) for one in PUBLISHED.numbers}) == len(PUBLISHED.numbers)
 
 

@@ -225,8 +225,10 @@ def test_published_numbers_stand_apart_unless_comparable(sweep_page: _Page) -> N
     assert "1 that are not comparable, and why" in sweep_page.text
     assert "not comparable: template (c7d73c here, 562137 there)" in sweep_page.text
     assert "None of them is comparable" not in sweep_page.text
+    assert "704 of 1,024" in sweep_page.text
     others = [row for row in sweep().published if not row.comparable]
     assert "None of them is comparable" in render(sweep(published=others))
+    assert "<details open><summary>1 that are not comparable" in render(sweep(published=others))
 
 
 def test_a_study_without_the_extras_still_has_a_page() -> None:

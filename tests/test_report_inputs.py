@@ -26,7 +26,7 @@ from alignment_core.report_inputs import (
     stage_rows,
 )
 from alignment_core.stage_config import AcceptedStage, Comparison, ExperimentOutline, MemberOutline, ReportStage
-from alignment_core.stages.report import collect
+from alignment_core.stages.report import collect, published_rows
 from alignment_core.store import Store
 
 RUN = Comparison(
@@ -190,6 +190,41 @@ def test_the_stage_puts_it_all_on_the_page(shelf: Shelf, inputs: dict[str, Artif
     html = render(data)
     assert "grpo/lr/1/seed1" in html.replace("<wbr>", "")
     assert "alignflow run x" in html
+
+
+TERMS = {
+    "template_sha256": "0" * 64, "questions_sha256": "f" * 64, "n_problems": 200, "temperature": 1.0, "top_p": 1.0,
+    "max_tokens": 1024, "stop": ["</answer>"], "reward": "r1_zero", "mode": "fast",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "there"), [("gsm8k", True), ("math", True), ("arithmetic", False)])
+def test_a_part_of_a_benchmark_is_labelled_not_left_out(tmp_path: Path, kind: str, there: bool) -> None:
+    (tmp_path / "terms.json").write_text(json.dumps(TERMS))
+    settings = {"data.kind": kind, "model.source": "Qwen/Qwen2.5-Math-1.5B"}
+    config = ReportStage(title="t", description="d", evaluations=(BASE, RUN), settings=settings)
+    zero_shot, grpo = (published_rows(one, tmp_path, config) for one in (BASE, RUN))
+    assert bool(zero_shot) is bool(grpo) is there
+    assert {row.method.partition(",")[0] for row in zero_shot} <= {"zero-shot"}
+    assert not any(row.method.startswith("zero-shot") for row in grpo)
+    assert not any(row.comparable for row in [*zero_shot, *grpo])
+    if kind == "gsm8k":
+        assert zero_shot[0].evaluation_set == grpo[0].evaluation_set == "GSM8K test"
+        assert [row.note for row in grpo] == ["read off a plot", "then it crashed; read off a plot"]
+        assert zero_shot[0].differs == [
+            "template (sha256 000000000000 here, 56213732da87 there)",
+            "evaluation set (another set, of 200 here, GSM8K test (1319) there)",
+        ]
+
+
+def test_nothing_stands_beside_a_round_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "terms.json").write_text(json.dumps(TERMS))
+    config = ReportStage(title="t", description="d", evaluations=(), settings={"data.kind": "math"})
+    last, before = (Comparison(name=f"ei/seed0{end}", method="ei") for end in ("", "/round-01"))
+    assert [row.method[:16] for row in published_rows(last, tmp_path, config)] == ["Expert Iteration"] * 3
+    assert published_rows(before, tmp_path, config) == []
+    (tmp_path / "terms.json").unlink()
+    assert published_rows(last, tmp_path, config) == []
 
 
 def test_what_changes_no_number_is_in_no_key() -> None:

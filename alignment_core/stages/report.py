@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from alignment_core.analysis import Analysis
 from alignment_core.choosing import Choice
-from alignment_core.comparability import Terms, beside_published, evaluation_set
+from alignment_core.comparability import Benchmark, PublishedNumber, Terms, beside_published, evaluation_set
 from alignment_core.report import draw_figures, render
+from alignment_core.report_answers import ROUND
 from alignment_core.report_data import AtKRow, Interval, PublishedRow, ReportData, SettingVerdict
 from alignment_core.report_inputs import (
     Lineage,
@@ -22,7 +23,7 @@ from alignment_core.report_inputs import (
     stage_rows,
 )
 from alignment_core.runs import RunContext
-from alignment_core.stage_config import ReportStage
+from alignment_core.stage_config import Comparison, ReportStage
 
 CONFIG = ReportStage
 CHOICE = "choice: "
@@ -71,27 +72,38 @@ def collect(config: ReportStage, inputs: Mapping[str, Path]) -> ReportData:
         versions=read_versions(lineage, config.code),
         settings=config.settings,
         command=config.command,
-        published=[row for name, folder in grades.items() for row in published_rows(name, folder, config)],
+        published=[row for one in config.evaluations for row in published_rows(one, grades[one.name], config)],
     )
 
 
-def published_rows(name: str, graded: Path, config: ReportStage) -> list[PublishedRow]:
-    """Published numbers beside one evaluation, for the sets that any were published on."""
-    told = graded / "terms.json"
-    if not told.is_file():
+def published_rows(evaluation: Comparison, graded: Path, config: ReportStage) -> list[PublishedRow]:
+    """Published numbers of the same kind beside one evaluation, where any were published on such problems.
+
+    A round of Expert Iteration on the way is no result of the method, so nothing stands beside it.
+    """
+    told, kind = graded / "terms.json", config.settings.get("data.kind")
+    if not told.is_file() or ROUND.search(evaluation.name):
         return []
     terms = Terms.model_validate_json(told.read_bytes())
-    if evaluation_set(terms) is None:
+    if evaluation_set(terms) is None and kind not in get_args(Benchmark):
         return []
     return [
         PublishedRow(
-            evaluation=name,
+            evaluation=evaluation.name,
             comparable=beside.comparable,
             differs=beside.differs,
-            **beside.published.model_dump(include={"source", "method", "accuracy", "evaluation_set", "model", "note"}),
+            note="; ".join(filter(None, [beside.published.note, _precision(beside.published)])),
+            **beside.published.model_dump(include={"source", "method", "accuracy", "evaluation_set", "model"}),
         )
-        for beside in beside_published(terms, config.settings.get("model.source"))
+        for beside in beside_published(
+            terms, config.settings.get("model.source"), method=evaluation.method, benchmark=kind
+        )
     ]
+
+
+def _precision(number: PublishedNumber) -> str:
+    """How a number was read, where it was not told as such."""
+    return "" if number.precision == "reported" else number.precision
 
 
 def _stages(
