@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment_core.batching import TokenSequence, micro_batches
+from alignment_core.batching import TokenSequence, micro_batches, pack, packed_batches
 from alignment_core.config import SamplingConfig
 from alignment_core.models import ComputeDtype, vocab_limit
 from alignment_core.records import Problem
@@ -58,17 +59,39 @@ def open_bench(arguments: argparse.Namespace, report: common.Report, clock: comm
     return bench
 
 
-def forward_flops(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> float:
-    """Products of one forward pass: 2 per body weight and token, causal attention, head on response positions."""
-    shape = model.config
-    table = shape.vocab_size * shape.hidden_size
-    body = sum(weight.numel() for weight in model.parameters()) - table
-    tokens = sum(sequence.length for sequence in sequences)
-    attention = 2 * shape.num_hidden_layers * shape.hidden_size * sum(sequence.length**2 for sequence in sequences)
-    return 2.0 * body * tokens + attention + 2.0 * table * sum(len(sequence.response_ids) for sequence in sequences)
+@dataclass(frozen=True)
+class Work:
+    """What one pass over packed rows runs on."""
+
+    tokens: int
+    """In the rows: a prompt that sequences of a row share counts once; the last token of each is never run."""
+    squares: int
+    """Sum of squared sequence lengths, as attention sees them."""
+    predictions: int
+    """Response tokens."""
+
+    def forward_flops(self, bench: Bench) -> float:
+        """Matrix products of a forward pass: 2 per weight of a layer and token, causal attention, 2 per weight of the
+        head, its padding cut off, and response token. A backward pass has twice that; recomputation is not work.
+        """
+        shape = bench.model.config
+        body = sum(m.weight.numel() for m in bench.model.base_model.modules() if isinstance(m, nn.Linear))
+        attention = 2.0 * shape.num_hidden_layers * shape.hidden_size * self.squares
+        head = 2.0 * vocab_limit(bench.tokenizer) * shape.hidden_size * self.predictions
+        return 2.0 * body * self.tokens + attention + head
 
 
-def floor_seconds(bench: Bench, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+def packed_work(sequences: Sequence[TokenSequence], budget: int) -> Work:
+    """The work of one optimizer batch, in the rows of `budget` tokens that the loops make of it."""
+    rows = [pack([sequences[index] for index in part]) for part in packed_batches(sequences, budget)]
+    return Work(
+        sum(row.input_ids.numel() for row in rows),
+        sum(length**2 for row in rows for length in row.layout.lengths),
+        sum(len(row.predictors) for row in rows),
+    )
+
+
+def floor_seconds(bench: Bench, sequences: Sequence[TokenSequence], budget: int) -> dict[str, float]:
     """Least time of each phase of a GRPO step at the measured ceilings, activations kept (no recomputation)."""
     shape, rows = bench.model.config, [(len(item.prompt_ids), len(item.response_ids)) for item in sequences]
     key_value = (
@@ -76,7 +99,7 @@ def floor_seconds(bench: Bench, sequences: Sequence[TokenSequence]) -> dict[str,
     )
     cache = sum(key_value * (prompt * new + new * (new + 1) / 2) for prompt, new in rows)
     weights = 2.0 * bench.weights * max(new for _, new in rows)
-    forward = forward_flops(bench.model, sequences)
+    forward = packed_work(sequences, budget).forward_flops(bench)
     return {
         "generate": (weights + cache) / bench.copy_bytes,
         "log_probs": forward / bench.matmul_flops,
@@ -92,7 +115,7 @@ def utilisation(bench: Bench, flops: float, seconds: float) -> dict[str, float]:
 
 
 def padding(examples: Sequence[TokenSequence], budget: int) -> float:
-    """Share of padded positions that hold no token."""
+    """Share of the positions of padded micro-batches that hold no token."""
     lengths = [item.length for item in examples]
     padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in micro_batches(lengths, budget))
     return 1 - sum(lengths) / padded

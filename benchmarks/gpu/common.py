@@ -21,7 +21,10 @@ from alignment_core.batching import TokenSequence
 from alignment_core.random_draws import uniforms
 from alignment_core.seeding import derive_seed
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "pydantic", "numpy", "math-verify")
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "accelerate", "pydantic", "numpy", "math-verify",
+    "flash-attn", "vllm",
+)  # fmt: skip
 GIB = 2**30
 
 
@@ -130,17 +133,21 @@ class Stopwatch:
     def restart(self) -> None:
         """Begin a lap now."""
         synchronize(self._device)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        self._started = time.perf_counter()
+        self._begin()
 
     def lap(self) -> Span:
-        """End the lap and begin the next."""
+        """End the lap and begin the next, with no time between."""
         synchronize(self._device)
-        seconds = time.perf_counter() - self._started
         peak = torch.cuda.max_memory_allocated(self._device) / GIB if self._device.type == "cuda" else None
-        self.restart()
-        return Span(seconds, peak)
+        began = self.began
+        self._begin()
+        return Span(self.began - began, peak)
+
+    def _begin(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self.began = time.perf_counter()
+        """When the lap began, by `time.perf_counter`."""
 
 
 def synchronize(device: torch.device) -> None:

@@ -9,6 +9,7 @@ On a CPU, `static` stands in for `graph`: that tries the script and proves nothi
 """
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ from benchmarks.gpu import common
 GROUP = 8
 SHORT = 64
 """Tokens of the runs that the slow way takes part in."""
+BOUNDS = {
+    ("static", "float32"): 0.0, ("static", "bfloat16"): 0.0, ("plain", "float32"): 2e-3, ("plain", "bfloat16"): 1.0,
+}  # fmt: skip
+"""Largest difference of a log-prob, nats: none by the same kernels, else rounding, on tokens however unlikely."""
 SHARPER = 6.0
 """A random head finds all words almost alike; times this, it prefers some, as a trained one does."""
 
@@ -102,7 +107,11 @@ def agreement(bench: Bench) -> None:
                 made[way] = sampler.sample(requests, bench.sampling(way, tokens))
             del sampler
         for other in [way for way in made if way != bench.fast]:
-            bench.report.add({"name": f"{bench.fast} vs {other}, {dtype}", **compare(made[bench.fast], made[other])})
+            row = compare(made[bench.fast], made[other])
+            bound = BOUNDS[other, dtype]
+            same = row["max_log_prob_difference"] <= bound and (other == "plain" or row["rows_equal"] == 1)
+            verdict = {"bound": bound, "pass": same}
+            bench.report.add({"name": f"{bench.fast} vs {other}, {dtype}", **row, **verdict})
 
 
 def compare(ours: Sequence[Completion], theirs: Sequence[Completion]) -> dict[str, float]:
@@ -211,6 +220,7 @@ def main() -> None:
     for part in (attention, agreement, speed, kernels):
         part(bench)
     bench.report.put("seconds", bench.clock.spent)
+    sys.exit(any(row.get("pass") is False for row in bench.report.rows))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from alignment_core.config import ArithmeticConfig, DataConfig, SamplingConfig
 from alignment_core.epochs import Validate
+from alignment_core.graph_decoding import resolve_decoding
 from alignment_core.models import load_model, load_tokenizer
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.problems import prepare
@@ -31,6 +32,11 @@ from benchmarks.gpu.timed_run import OutOfTime, TimedRun
 PHASES = ("zero_shot", "grpo", "sft", "sft_grpo")
 SHARES = {"grpo": 3.0, "sft": 1.0, "sft_grpo": 2.0}
 """How the training phases divide the time that is left."""
+MEANS = (
+    "time/step", "time/sync", "time/generate", "time/grade", "time/grade_overlapped", "time/update",
+    "train/tokens", "train/sampler_gap",
+)  # fmt: skip
+"""Metrics whose mean over the steps stands in a training phase's row."""
 
 
 def zero_shot(lab: Lab, _: float) -> None:
@@ -48,6 +54,7 @@ def sft(lab: Lab, seconds: float) -> None:
         epochs=options.sft_epochs,
         batch_size=options.sft_batch,
         micro_batch_tokens=options.micro_batch_tokens,
+        recompute_activations=options.recompute_activations,
         optimizer=OptimizerConfig(learning_rate=options.sft_learning_rate, schedule="cosine", warmup_steps=5),
         validate_every=options.sft_validate_every,
     )
@@ -82,6 +89,7 @@ def _grpo(lab: Lab, phase: str, seconds: float) -> None:
         train_batch_size=size,
         group_size=options.group,
         micro_batch_tokens=options.micro_batch_tokens,
+        recompute_activations=options.recompute_activations,
         loss_type=options.loss_type,
         validate_every=options.validate_every,
     )
@@ -120,7 +128,7 @@ def _finish(lab: Lab, phase: str, config: Mapping[str, object], run: TimedRun) -
     timed = [point for _, point in run.points if "time/update" in point]
     means = {
         name: sum(point[name] for point in timed) / len(timed)
-        for name in ("time/generate", "time/grade", "time/update", "train/tokens", "train/sampler_gap")
+        for name in MEANS
         if timed and all(name in point for point in timed)
     }
     row = {"name": f"{phase} training", "kind": "training", "steps": steps, "peak_gib": peak, **means}
@@ -146,6 +154,7 @@ def open_lab(arguments: argparse.Namespace, report: common.Report, clock: common
     report.put("data", {
         "train": len(data.train), "dev": len(data.dev), "test": len(data.test), "traces": len(data.traces),
         "template": read_template(arguments.template), "parameters": sum(w.numel() for w in model.parameters()),
+        "decoding": resolve_decoding(sampling.decoding, model),
     })  # fmt: skip
     lab = Lab(arguments, device, report, clock, model, tokenizer, data, sampler, sampling)
     lab.base = copy_weights(model)
@@ -200,6 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--loss-type", default="reinforce_with_baseline")
     parser.add_argument("--validate-every", type=int, default=10)
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
+    parser.add_argument("--recompute-activations", action="store_true", help="for less memory in the updates")
     parser.add_argument("--sft-examples", type=int, default=4096)
     parser.add_argument("--sft-epochs", type=int, default=1)
     parser.add_argument("--sft-batch", type=int, default=32)

@@ -1,46 +1,51 @@
 """Where the time of a 1.5B-shaped model goes: SFT throughput, one GRPO step by phases, ceilings and floor beside them.
 
-    python -m benchmarks.gpu.speed --out DIR [--groups ceilings,sft,decode,grpo,profile] [--toy]
+    python -m benchmarks.gpu.speed --out DIR [--groups ceilings,sft,decode,grpo,profile,compiled] [--toy]
 
 Random weights of the published shape of Qwen2.5-Math-1.5B; response lengths with mean 400 and maximum 1024 after
-prompts of 150 tokens. MFU counts the model's own products (6 per weight and token, causal attention, head on response
-positions only; no recomputation) against the datasheet's dense bf16 rate; `of_measured` against the product timed here.
+prompts of 150 tokens. MFU counts the products of the tokens the model runs on (`bench.Work`: 6 per weight and token,
+a prompt held once by a packed row once, causal attention, head on response positions only; no recomputation) against
+the datasheet's dense bf16 rate; `of_measured` against the product timed here.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel
 
-from alignment_core.batching import TokenSequence, collate, micro_batches
+from alignment_core.attention import Kernel
+from alignment_core.batching import TokenSequence
 from alignment_core.config import SamplingConfig
-from alignment_core.logprobs import response_log_probs
-from alignment_core.models import autocast, set_checkpointing, vocab_limit
+from alignment_core.engine import Engine
+from alignment_core.epochs import batch_indices
+from alignment_core.graph_decoding import resolve_decoding
+from alignment_core.models import vocab_limit
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.records import Completion, GradedResponse
-from alignment_core.rewards import grade_batch
 from alignment_core.runs import MemoryRun
-from alignment_core.sampling import Progress, PromptRequest, Sampler, build_requests, make_sampler
+from alignment_core.sampling import build_requests, make_sampler
 from alignment_core.sft import train_sft
 from alignment_core.training_config import GRPOConfig, OptimizerConfig, SFTConfig
-from benchmarks.gpu import common
+from benchmarks.gpu import common, kernels
 from benchmarks.gpu.bench import (
     Bench,
     fixed_sampling,
     floor_seconds,
-    forward_flops,
     make_examples,
     make_problems,
     open_bench,
+    packed_work,
     padding,
     release,
     utilisation,
 )
+from benchmarks.gpu.phases import PhasedRun, attention_line
 
-GROUPS = ("ceilings", "sft", "decode", "grpo", "profile")
+DEFAULT_GROUPS = ("ceilings", "sft", "decode", "grpo", "profile")
 GRPO_STEPS = 3
+WARM_UP = 2
+"""Steps of fine-tuning that are not timed."""
 
 
 def ceilings(bench: Bench) -> None:
@@ -68,47 +73,68 @@ def _mean_seconds(bench: Bench, work: Callable[[], object], times: int) -> float
 
 
 def sft(bench: Bench) -> None:
-    """Throughput of the SFT loop at 8k and 16k padded tokens per micro-batch, and at 16k with recomputation."""
-    budgets = (256, 512) if bench.arguments.toy else (8_192, 16_384)
-    for budget in budgets:
-        _sft_row(bench, budget, checkpointing=False)
-    _sft_row(bench, budgets[-1], checkpointing=True)
+    """Throughput of the SFT loop over packed rows of 8k and 16k tokens, by the kernel the core picks.
+
+    At 16k beside it: with recomputation, padded, and by every other kernel that runs here.
+    """
+    small, large = _budgets(bench)
+    _sft_row(bench, f"sft {small} tokens a micro-batch", micro_batch_tokens=small)
+    _sft_row(bench, f"sft {large} tokens a micro-batch", micro_batch_tokens=large)
+    name = f"sft {large} tokens a micro-batch, "
+    _sft_row(bench, name + "recomputed activations", micro_batch_tokens=large, recompute_activations=True)
+    _sft_row(bench, name + "padded", micro_batch_tokens=large, attention="padded")
+    picked = kernels.chosen(bench.device, bench.dtype)
+    for kernel, reason in kernels.absent(bench.device, bench.dtype).items():
+        if reason is not None:
+            bench.report.add({"name": f"{name}kernel {kernel}", "absent": reason})
+        elif kernel != picked:
+            _sft_row(bench, f"{name}kernel {kernel}", kernel, micro_batch_tokens=large)
 
 
-def _sft_row(bench: Bench, budget: int, checkpointing: bool) -> None:
+def compiled(bench: Bench) -> None:
+    """The same with compiled layers, compilation in the steps that are not timed; the model stays compiled."""
+    _, large = _budgets(bench)
+    _sft_row(bench, f"sft {large} tokens a micro-batch, compiled", micro_batch_tokens=large, compile=True)
+
+
+def _budgets(bench: Bench) -> tuple[int, int]:
+    return (128, 256) if bench.arguments.toy else (8_192, 16_384)
+
+
+def _sft_row(bench: Bench, name: str, kernel: Kernel | None = None, **engine: Any) -> None:
     steps, batch = (3, 8) if bench.arguments.toy else (6, 128)
     examples = make_examples(bench, steps * batch)
-    config = SFTConfig(
-        epochs=1, batch_size=batch, micro_batch_tokens=budget, optimizer=OptimizerConfig(learning_rate=1e-6)
-    )
-    set_checkpointing(bench.model, checkpointing)
+    config = SFTConfig(epochs=1, batch_size=batch, optimizer=OptimizerConfig(learning_rate=1e-6), **engine)
     run, watch = MemoryRun(), common.Stopwatch(bench.device)
-    train_sft(bench.model, bench.tokenizer, examples, config, run, bench.arguments.seed, bench.dtype)
+    with kernels.forced(kernel):
+        train_sft(bench.model, bench.tokenizer, examples, config, run, bench.arguments.seed, bench.dtype)
     peak = watch.lap().peak_gib
-    set_checkpointing(bench.model, False)
     release(bench)
-    points = [metrics for _, metrics in run.points[2:]]
-    seconds = sum(point["time/update"] for point in points)
-    # Steps are drawn from one distribution: the share of the steps that are timed stands for their work.
-    share = sum(point["train/tokens"] for point in points) / sum(len(item.response_ids) for item in examples)
-    tokens = share * sum(item.length for item in examples)
-    flops = 3 * share * forward_flops(bench.model, examples)
-    bench.report.add(
-        {
-            "name": f"sft {budget} tokens a micro-batch" + (", checkpointing" if checkpointing else ""),
-            "tokens_per_second": tokens / seconds,
-            "seconds_per_step": seconds / len(points),
-            "padding_share": padding(examples[:batch], budget),
-            "peak_gib": peak,
-        }
-        | utilisation(bench, flops, seconds)
-    )
+    timed = run.points[WARM_UP:]
+    seconds = sum(metrics["time/update"] for _, metrics in timed)
+    batches = [
+        [examples[row] for row in batch_indices(len(examples), batch, step - 1, bench.arguments.seed)]
+        for step, _ in timed
+    ]
+    # The same useful work whichever way it is done: padding is none.
+    flops = 3 * sum(packed_work(part, config.micro_batch_tokens).forward_flops(bench) for part in batches)
+    row: dict[str, object] = {
+        "name": name,
+        "attention": attention_line(run.lines),
+        "tokens_per_second": sum(item.length for part in batches for item in part) / seconds,
+        "seconds_per_step": seconds / len(timed),
+        "peak_gib": peak,
+    }
+    if config.attention == "padded":
+        row["padding_share"] = padding(batches[0], config.micro_batch_tokens)
+    bench.report.add(row | utilisation(bench, flops, seconds))
 
 
 def decode(bench: Bench) -> None:
     """Seconds per decode step with 256 rows alive: the difference of two calls that differ in their length only."""
     rows, short, more = (8, 4, 8) if bench.arguments.toy else (256, 32, 96)
-    sampler = make_sampler(bench.model, bench.tokenizer, fixed_sampling(bench, short), bench.dtype)
+    requested = fixed_sampling(bench, short)
+    sampler = make_sampler(bench.model, bench.tokenizer, requested, bench.dtype)
     requests = build_requests(make_problems(bench, rows), bench.tokenizer, 1, 0, "decode")
     # The long call first: what is made once per cache length and batch size is made here.
     sampler.sample(requests, fixed_sampling(bench, short + more))
@@ -119,48 +145,16 @@ def decode(bench: Bench) -> None:
     sampler.sample(requests, fixed_sampling(bench, short + more))
     second = watch.lap()
     step = (second.seconds - first.seconds) / more
-    row = {"name": f"decode step, {rows} rows", "milliseconds": 1000 * step, "tokens_per_second": rows / step}
+    decoding = resolve_decoding(requested.decoding, bench.model)
+    row = {
+        "name": f"decode step, {rows} rows",
+        "decoding": decoding,
+        "milliseconds": 1000 * step,
+        "tokens_per_second": rows / step,
+    }
     floor = 2000.0 * bench.weights / bench.copy_bytes
     bench.report.add(row | {"weights_floor_milliseconds": floor, "peak_gib": second.peak_gib})
     release(bench)
-
-
-class PhasedRun(MemoryRun):
-    """Splits each step of the loop at its own seams: sampler, grader and record are this object's."""
-
-    def __init__(self, device: torch.device, sampler: Sampler) -> None:
-        super().__init__()
-        self.spans: list[dict[str, common.Span]] = []
-        self.rollout: list[Completion] = []
-        self._sampler, self._watch = sampler, common.Stopwatch(device)
-        self._now: dict[str, common.Span] = {}
-
-    def update_weights(self, model: PreTrainedModel) -> None:
-        """The loop's first act of a step."""
-        self._watch.restart()
-        self._sampler.update_weights(model)
-        self._now["sync"] = self._watch.lap()
-
-    def sample(
-        self, requests: Sequence[PromptRequest], config: SamplingConfig, on_progress: Progress | None = None
-    ) -> list[Completion]:
-        """Timed sampling; the completions are kept."""
-        self.rollout = self._sampler.sample(requests, config, on_progress)
-        self._now["generate"] = self._watch.lap()
-        return self.rollout
-
-    def grade(self, responses: Sequence[str], ground_truths: Sequence[str]) -> list[GradedResponse]:
-        """Timed grading. Noise text is never right, so the rewards that train are arbitrary: every other one is 1."""
-        grades = grade_batch(responses, ground_truths, "r1_zero")
-        self._now["grade"] = self._watch.lap()
-        return [grade.model_copy(update={"reward": float(index % 2)}) for index, grade in enumerate(grades)]
-
-    def emit(self, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
-        """The end of a step."""
-        self._now["update"] = self._watch.lap()
-        self.spans.append(self._now)
-        self._now = {}
-        super().emit(step, metrics, total)
 
 
 def grpo(bench: Bench) -> None:
@@ -173,14 +167,18 @@ def grpo(bench: Bench) -> None:
     config = GRPOConfig(
         n_grpo_steps=GRPO_STEPS, rollout_batch_size=count, train_batch_size=count, group_size=group,
         micro_batch_tokens=budget, optimizer=OptimizerConfig(learning_rate=1e-7), validate_every=1000,
+        recompute_activations=bench.arguments.recompute_activations,
     )  # fmt: skip
+    watch = common.Stopwatch(bench.device)
     train_grpo(
         bench.model, bench.tokenizer, make_problems(bench, count // group), config, sampling, run.grade, run, 0,
         bench.dtype, sampler=run,
     )  # fmt: skip
-    sequences = [TokenSequence(item.prompt_ids, item.response_ids) for item in run.rollout]
-    run.spans[-1]["log_probs"] = _log_prob_pass(bench, sequences, budget)
-    _grpo_rows(bench, sequences, run.spans, run.points[-1][1].get("train/sampler_gap"))
+    call = watch.lap().seconds
+    _grpo_rows(bench, run, budget)
+    _whole_step(bench, run, budget, call, resolve_decoding(sampling.decoding, bench.model))
+    release(bench)
+    _log_prob_row(bench, run.sequences, config)
     release(bench)
 
 
@@ -194,42 +192,55 @@ def _let_texts_end(bench: Bench) -> None:
     bench.model.config.eos_token_id = list(range(0, size, round(low)))
 
 
-def _log_prob_pass(bench: Bench, sequences: Sequence[TokenSequence], budget: int) -> common.Span:
+def _log_prob_row(bench: Bench, sequences: Sequence[TokenSequence], config: GRPOConfig) -> None:
     """The forward pass that scores old log-probs when a rollout serves several updates."""
+    engine = Engine(bench.model, bench.tokenizer, config, bench.dtype)
     watch = common.Stopwatch(bench.device)
     with torch.no_grad():
-        for rows in micro_batches([item.length for item in sequences], budget):
-            batch = collate([sequences[row] for row in rows], 0, bench.device)
-            with autocast(bench.device, bench.dtype):
-                response_log_probs(bench.model, batch, 1.0, True, vocab_limit=vocab_limit(bench.tokenizer))
-    return watch.lap()
+        for _, batch in engine.micro_batches(sequences):
+            engine.scores(batch, with_entropy=True)
+    span = watch.lap()
+    flops = packed_work(sequences, config.micro_batch_tokens).forward_flops(bench)
+    floor = floor_seconds(bench, sequences, config.micro_batch_tokens)["log_probs"]
+    row = {"name": "grpo log_probs", "seconds": span.seconds, "peak_gib": span.peak_gib, "floor_seconds": floor}
+    bench.report.add(row | utilisation(bench, flops, span.seconds))
 
 
-def _grpo_rows(
-    bench: Bench, sequences: Sequence[TokenSequence], steps: Sequence[Mapping[str, common.Span]], gap: float | None
-) -> None:
-    spans = steps[-1]
-    floor = floor_seconds(bench, sequences)
-    forward = forward_flops(bench.model, sequences)
-    for name, span in spans.items():
+def _grpo_rows(bench: Bench, run: PhasedRun, budget: int) -> None:
+    """A row for each phase of the last step."""
+    floor = floor_seconds(bench, run.sequences, budget)
+    metrics = run.points[-1][1]
+    for name, span in run.steps[-1].spans.items():
         row: dict[str, object] = {"name": f"grpo {name}", "seconds": span.seconds, "peak_gib": span.peak_gib}
         row["floor_seconds"] = floor.get(name)
-        if name in ("update", "log_probs"):
-            row |= utilisation(bench, forward * (3 if name == "update" else 1), span.seconds)
+        if name == "grade":
+            row["seconds_beside_sampling"] = metrics["time/grade_overlapped"]
+        if name == "update":
+            row["attention"] = attention_line(run.lines)
+            row |= utilisation(bench, 3 * packed_work(run.sequences, budget).forward_flops(bench), span.seconds)
         bench.report.add(row)
-    lengths = [len(item.response_ids) for item in sequences]
-    parts = ("sync", "generate", "grade", "update")
+
+
+def _whole_step(bench: Bench, run: PhasedRun, budget: int, call: float, decoding: str) -> None:
+    """The last step in one row; `loop` is what the loop says of it by its own clock, `call` all of training."""
+    step, metrics = run.steps[-1], run.points[-1][1]
+    lengths = [len(item.response_ids) for item in run.sequences]
+    floor = floor_seconds(bench, run.sequences, budget)
     bench.report.add(
         {
             "name": "grpo whole step",
-            "seconds": sum(spans[name].seconds for name in parts),
-            "floor_seconds": sum(floor.get(name, 0.0) for name in parts),
+            "seconds": step.seconds,
+            "floor_seconds": sum(floor.get(name, 0.0) for name in step.spans),
+            "phases": {name: span.seconds for name, span in step.spans.items()},
+            "loop": {name: value for name, value in metrics.items() if name.startswith("time/")},
+            "seconds_of_steps": [one.seconds for one in run.steps],
+            "seconds_of_call": call,
             "completions": len(lengths),
             "mean_length": sum(lengths) / len(lengths),
             "longest": max(lengths),
-            "seconds_of_steps": [sum(step[name].seconds for name in parts) for step in steps],
-            "milliseconds_per_decode_step": 1000 * spans["generate"].seconds / max(lengths),
-            "sampler_gap": gap,
+            "decoding": decoding,
+            "milliseconds_per_decode_step": 1000 * step.spans["generate"].seconds / max(lengths),
+            "sampler_gap": metrics.get("train/sampler_gap"),
         }
     )
 
@@ -281,8 +292,9 @@ def _profile_row(bench: Bench, name: str, work: Callable[[], object]) -> None:
 def main() -> None:
     """Run the groups asked for, in order, while time is left."""
     parser = common.base_parser(__doc__, 300.0)
-    parser.add_argument("--groups", default=",".join(GROUPS))
+    parser.add_argument("--groups", default=",".join(DEFAULT_GROUPS), help="in order; compiled too, as the last")
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384, help="of the GRPO update")
+    parser.add_argument("--recompute-activations", action="store_true", help="in the GRPO update")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or ("float32" if arguments.toy else "bfloat16")
@@ -290,6 +302,7 @@ def main() -> None:
     origin = common.provenance(common.device_from(arguments), arguments.git_sha)
     bench = open_bench(arguments, common.Report(arguments.out / "speed.json", origin), clock)
     groups = {"ceilings": ceilings, "sft": sft, "decode": decode, "grpo": grpo, "profile": profiles}
+    groups["compiled"] = compiled
     for name in arguments.groups.split(","):
         if clock.left <= 0:
             bench.report.add({"name": name, "skipped": "the budget was spent"})
