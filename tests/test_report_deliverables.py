@@ -7,6 +7,7 @@ from invented_study import analysis_of, grpo_curve
 
 from alignment_core.comparability import PUBLISHED_R1_ZERO
 from alignment_core.report_answers import answers
+from alignment_core.report_checks import Check
 from alignment_core.report_data import KeyLink, Prompt, ReportData, StageRow
 from alignment_core.report_deliverables import DeliverableRow, deliverable_rows
 from alignment_core.stage_config import Comparison, ExperimentOutline, MemberOutline
@@ -55,18 +56,23 @@ def checks(data: ReportData, name: str) -> dict[str, bool | None]:
 @pytest.mark.parametrize("scale", ["math-1.5b", "tiny"])
 def test_the_focused_runs_of_the_shipped_sweep_are_part_of_its_answer(scale: str) -> None:
     config = StudyConfig.model_validate(read_preset(f"{scale}/grpo-off-policy"))
-    data = done(*outlines(config))
-    curves = {run.name: grpo_curve(6, 0.01, 0) for run in data.evaluations}
-    data = data.model_copy(update={"curves": curves})
+    data = with_curves(done(*outlines(config)))
     row = deliverable(data, "grpo_off_policy_sweep")
-    names = ["grpo/broad", "grpo/focused/winner", "grpo/focused/on-policy"]
+    names = ["grpo/broad", "grpo/focused/on-policy", "grpo/focused/winner"]
     assert [sentence.partition(":")[0] for sentence in row.sentences] == names
     assert [words for _, words in row.anchors] == [words for name in names for words in (name, f"{name}: curves")]
     met = [check.met for check in row.checks]
-    assert met == [True, scale == "math-1.5b", True, True, False]
+    assert met == [True, scale == "math-1.5b", True, True, True]
     steps = "40, 200" if scale == "math-1.5b" else "25, 100"
     assert row.checks[1].words == f"focused runs of 200 steps (steps here: {steps})"
-    assert row.checks[4].words == "entropy beside that of Expert Iteration: no run of it in this study"
+    alone = [one for one in outlines(config) if one.method != "expert_iteration"]
+    lacking = deliverable(with_curves(done(*alone)), "grpo_off_policy_sweep").checks[4]
+    assert lacking == Check("entropy beside that of Expert Iteration: no run of it in this study", False)
+
+
+def with_curves(data: ReportData) -> ReportData:
+    """The same, every run with its curves."""
+    return data.model_copy(update={"curves": {run.name: grpo_curve(6, 0.01, 0) for run in data.evaluations}})
 
 
 def test_an_ablation_that_carries_an_off_policy_winner_is_another_question() -> None:
