@@ -99,11 +99,10 @@ class Session:
         if found:
             scribe.client.update_run(run.info.run_id, status="RUNNING")
             scribe.set_tags(run.info.run_id, tags)
-            run = scribe.client.get_run(run.info.run_id)  # a search leaves out which models a run reads
         scribe.log_params(run, as_params(spec.config))
         behind = model_behind(self._store, spec)
         models = [self._model(behind)] if behind is not None else []
-        scribe.log_inputs(run, datasets_of(self.root, self._store, spec), models)
+        scribe.log_inputs(run.info.run_id, datasets_of(self.root, self._store, spec), models)
 
     def _stage_tags(self, spec: StageSpec, notes: Mapping[str, str]) -> dict[str, str]:
         inputs = ", ".join(f"{name}={ref.stage}/{ref.key[:12]}" for name, ref in spec.inputs.items())

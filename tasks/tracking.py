@@ -147,20 +147,25 @@ class Scribe:
             for point in self.client.get_metric_history(run_id, name)
         )
 
-    def log_inputs(self, run: Any, datasets: Iterable[Dataset], models: Iterable[str]) -> None:
-        """The data sets and the models that a run reads."""
+    def log_inputs(self, run_id: str, datasets: Iterable[Dataset], models: Iterable[str]) -> None:
+        """The data sets and the models that a run reads, those that it does not have."""
         from mlflow.entities import Dataset as Entity
         from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
 
-        inputs = []
-        for one in datasets:
-            source = json.dumps({"uri": one.uri, "digest": one.digest})
-            entity = Entity(one.name[:500], one.digest[:36], one.uri.partition(":")[0], source)
-            inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", one.context)]))
-        known = {one.model_id for one in run.inputs.model_inputs} if run.inputs else set()
-        fresh = [LoggedModelInput(one) for one in models if one not in known]
-        if inputs or fresh:
-            self.client.log_inputs(run.info.run_id, inputs, fresh)
+        # Two commands that tell of one stage at once would each find none, and MLflow refuses the second.
+        with held(self._lock):
+            shown = self.client.get_run(run_id).inputs
+            known = {one.model_id for one in shown.model_inputs} if shown else set()
+            read = {(one.dataset.name, one.dataset.digest) for one in shown.dataset_inputs} if shown else set()
+            inputs = []
+            for one in datasets:
+                source = json.dumps({"uri": one.uri, "digest": one.digest})
+                entity = Entity(one.name[:500], one.digest[:36], one.uri.partition(":")[0], source)
+                if (entity.name, entity.digest) not in read:
+                    inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", one.context)]))
+            fresh = [LoggedModelInput(one) for one in models if one not in known]
+            if inputs or fresh:
+                self.client.log_inputs(run_id, inputs, fresh)
 
     def model(self, model: Model, run_id: str | None = None) -> str:
         """Id of the LoggedModel of an artifact, made if there is none; one of other content is removed."""
@@ -188,9 +193,10 @@ class Scribe:
         """The model that a run made."""
         from mlflow.entities import LoggedModelOutput
 
-        outputs = self.client.get_run(run_id).outputs
-        if outputs is None or model not in {one.model_id for one in outputs.model_outputs}:
-            self.client.log_outputs(run_id, [LoggedModelOutput(model, 0)])
+        with held(self._lock):
+            outputs = self.client.get_run(run_id).outputs
+            if outputs is None or model not in {one.model_id for one in outputs.model_outputs}:
+                self.client.log_outputs(run_id, [LoggedModelOutput(model, 0)])
 
     def log_tables(self, run_id: str, artifact: Path) -> None:
         """Each table whole: MLflow's own `log_table` appends, and would double rows that a kill cut off."""

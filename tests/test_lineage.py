@@ -1,6 +1,8 @@
 """What MLflow shows of where a model comes from: data sets as inputs, models that carry what they reached."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ from alignment_core.events import Event
 from alignment_core.manifest import Components, ManifestDraft, Producer
 from alignment_core.records import ArtifactRef
 from alignment_core.stage import StageSpec
-from tasks.lineage import artifact_uri, describe_model
+from tasks.lineage import Dataset, artifact_uri, describe_model
 from tasks.rebuild import rebuild
-from tasks.tracking import connect, tracking_uri
+from tasks.tracking import Scribe, connect, tracking_uri
 from tasks.workspace import Workspace, open_workspace
 
 FINAL = [
@@ -168,6 +170,26 @@ def test_a_rebuild_shows_the_same_models_and_inputs(study: tuple[Path, dict[str,
     assert {name: repr(run).replace(str(root), str(study[0])) for name, run in after["runs"].items()} == {
         name: repr(run) for name, run in before["runs"].items()
     }
+
+
+def test_studies_that_tell_of_one_stage_at_once_leave_its_inputs_once(tmp_path: Path) -> None:
+    """MLflow itself refuses the second of two that log an input which was not there when both looked."""
+    read = [
+        Dataset(name=f"problems {number}", digest=f"d{number}", uri="file:///x", context="training")
+        for number in (1, 2)
+    ]
+    scribes = [Scribe(tracking_uri(tmp_path), tmp_path, "together") for _ in range(6)]
+    run, _ = scribes[0].find_or_create({"stage": "x"}, {"stage": "x"}, "x", None)
+    together = threading.Barrier(len(scribes))
+
+    def tell(scribe: Scribe) -> None:
+        together.wait()
+        scribe.log_inputs(run.info.run_id, read, [])
+
+    with ThreadPoolExecutor(len(scribes)) as threads:
+        list(threads.map(tell, scribes))
+    shown = scribes[0].client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert sorted(one.dataset.digest for one in shown) == ["d1", "d2"]
 
 
 def test_an_artifact_of_a_shared_store_is_shown_where_all_hosts_find_it(

@@ -170,6 +170,8 @@ def test_packed_batches_by_hand():
     assert packed_batches(items, 100) == [[0, 1, 3, 2]]
     assert packed_batches(items, 1) == [[0], [1], [3], [2]]
     assert plan_batches(items, 12, packed=False) == [[1, 0], [3, 2]]
+    alike = [TokenSequence([1] * 4, [2] * 3) for _ in range(5)]
+    assert packed_batches(alike, 10) == [[0, 1], [2, 3], [4]], "each row holds the prompt anew"
     with pytest.raises(ValueError, match="must be positive"):
         packed_batches(items, 0)
 
