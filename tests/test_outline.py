@@ -25,7 +25,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def test_every_experiment_is_outlined_those_left_out_too() -> None:
     config = load_config("tiny/grpo-off-policy", {"only": ["grpo/broad"], "seeds": [0, 1]})
-    broad, winner, on_policy = outlines(config)
+    broad, on_policy, winner, _expert_iteration = outlines(config)
     assert (broad.name, broad.method, broad.rule, broad.seeds, broad.asked) == (
         "grpo/broad",
         "grpo",
@@ -36,6 +36,7 @@ def test_every_experiment_is_outlined_those_left_out_too() -> None:
     assert len(broad.members) == 6
     assert broad.members[0].group == "grpo/broad/1/256"
     assert (winner.carry, winner.rule, winner.asked, on_policy.asked) == (("grpo/broad",), None, False, False)
+    assert winner.against == ("grpo/focused/on-policy",)
 
 
 def test_the_command_asks_for_the_same_study_again(workspace: Workspace) -> None:
