@@ -229,7 +229,11 @@ def _pairs_of(evaluation: Comparison, evaluations: Sequence[Comparison]) -> list
 def _setting_pairs(
     pairs: Sequence[Pair], members: Mapping[str, Sequence[EvaluationRow]], contrasts: Sequence[Contrast]
 ) -> list[Pair]:
-    """Which settings are compared: the runs' own pairs where there are several seeds, then the contrasts."""
+    """Which settings are compared: the runs' own pairs where there are several seeds, then the contrasts.
+
+    A contrast of two settings of one run each, which are compared as runs, is no further test.
+    """
+    compared = {(pair.name, pair.against) for pair in pairs}
     group_of = {row.name: name for name, rows in members.items() for row in rows}
     found: dict[tuple[str, str], list[Relation]] = {}
     for pair in pairs:
@@ -245,7 +249,9 @@ def _setting_pairs(
                 f"a contrast of {contrast.name!r} with {contrast.against!r}: give two different settings of the "
                 f"analysis, among {', '.join(members)}"
             )
-        found.setdefault((sides[0], sides[1]), []).append("contrast")
+        runs = [(own.name, other.name) for own in members[sides[0]] for other in members[sides[1]]]
+        if len(runs) > 1 or not compared.issuperset(runs):
+            found.setdefault((sides[0], sides[1]), []).append("contrast")
     return [Pair(name, against, relations) for (name, against), relations in found.items()]
 
 

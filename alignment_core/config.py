@@ -63,7 +63,9 @@ class ModelConfig(Config):
     def _scratch_has_a_shape(self) -> Self:
         if (self.source == "scratch") != (self.scratch is not None):
             raise ValueError(
-                "model.scratch is given exactly when model.source is 'scratch': with another source set it to null"
+                "model.source 'scratch' needs model.scratch, the model's shape: give it, e.g. {}"
+                if self.source == "scratch"
+                else "model.scratch is for model.source 'scratch' alone: with another source set it to null"
             )
         return self
 
@@ -112,9 +114,18 @@ class DataConfig(Config):
     def _kind_has_its_source(self) -> Self:
         if (self.kind == "arithmetic") != (self.arithmetic is not None):
             raise ValueError(
-                "data.arithmetic is given exactly when data.kind is 'arithmetic': with another kind set it to null"
+                "data.kind 'arithmetic' needs data.arithmetic: give it, e.g. {}"
+                if self.kind == "arithmetic"
+                else "data.arithmetic is for data.kind 'arithmetic' alone: with another kind set it to null"
             )
-        if self.kind in {"gsm8k", "math", "jsonl"} and self.train is None:
+        generated = self.kind in {"arithmetic", "countdown"}
+        named = [name for name in ("train", "test", "traces") if getattr(self, name) is not None]
+        if generated and named:
+            raise ValueError(
+                f"data.{named[0]} would not be read: data.kind {self.kind!r} generates its problems. Set data.kind to "
+                "gsm8k, math or jsonl, and data.arithmetic to null"
+            )
+        if not generated and self.train is None:
             raise ValueError(f"data.kind {self.kind!r} needs data.train: a local file or a hub id")
         return self
 

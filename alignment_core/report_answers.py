@@ -86,6 +86,8 @@ class ExperimentAnswer:
     choice: Choice | None
     anchor: str
     """Id of its place on the page."""
+    failures: dict[str, str]
+    """Which of its members failed, and why."""
 
     @property
     def done(self) -> list[MemberAnswer]:
@@ -94,7 +96,9 @@ class ExperimentAnswer:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the runs that have no evaluation."""
+        """Names of the runs that have no evaluation although they were asked for."""
+        if not self.outline.asked:
+            return []
         return [f"{member.group}/seed{seed}" for member in self.members for seed in member.missing]
 
 
@@ -160,7 +164,10 @@ def _answer(
     members = [_member(data, outline, one, rows, first, choice) for one in outline.members]
     by_name = {row.name: row for row in data.analysis.evaluations}
     starts = dict.fromkeys(row.start for row in rows if row.start in by_name)
-    return ExperimentAnswer(outline, columns, members, [by_name[name] for name in starts if name], choice, anchor)
+    began = [by_name[name] for name in starts if name]
+    own = {outline.name, *(f"{member.group}/seed{seed}" for member in members for seed in outline.seeds)}
+    failures = {name: why for name, why in data.failures.items() if name in own}
+    return ExperimentAnswer(outline, columns, members, began, choice, anchor, failures)
 
 
 def _member(
@@ -172,15 +179,17 @@ def _member(
     choice: Choice | None,
 ) -> MemberAnswer:
     own = [row for row in rows if row.group == member.group]
+    versus_start = _versus_start(data, member.group, own)
+    told = [first, versus_start.against if versus_start else None]
     return MemberAnswer(
         group=member.group,
         label=re.sub(r"(?<=\d)e-0(?=\d)", "e-", member.group.removeprefix(f"{outline.name}/")),
         varied={name: setting_value(value) for name, value in member.varied.items()},
         rows=own,
         interval=_interval(data, member.group, own),
-        versus_start=_versus_start(data, member.group, own),
+        versus_start=versus_start,
         versus_first=_versus_first(data, member.group, own, first),
-        versus_named=_versus_named(data, outline, member.group),
+        versus_named=_versus_named(data, outline, member.group, own, told),
         chosen=choice is not None and choice.winner == member.group,
         missing=[seed for seed in outline.seeds if seed not in {row.seed for row in own}],
     )
@@ -211,13 +220,26 @@ def _versus_start(data: ReportData, group: str, rows: Sequence[EvaluationRow]) -
 def _versus_first(data: ReportData, group: str, rows: Sequence[EvaluationRow], first: str | None) -> Versus | None:
     if first is None or group == first or not rows:
         return None
-    return _setting_verdict(data.setting_comparisons, group, first)
+    return _versus(data, group, first, rows)
 
 
-def _versus_named(data: ReportData, outline: ExperimentOutline, group: str) -> list[Versus]:
+def _versus_named(
+    data: ReportData, outline: ExperimentOutline, group: str, rows: Sequence[EvaluationRow], told: Sequence[str | None]
+) -> list[Versus]:
+    """Against the members that the experiment names, those left out that another column tells of."""
     named = [data.choices[name].winner if name in data.choices else name for name in outline.against]
-    found = (_setting_verdict(data.setting_comparisons, group, name) for name in named)
+    found = (_versus(data, group, name, rows) for name in named if name not in told)
     return [one for one in found if one is not None]
+
+
+def _versus(data: ReportData, group: str, against: str, rows: Sequence[EvaluationRow]) -> Versus | None:
+    """The verdict over seeds; of two settings of one seed each, that of their runs."""
+    found = _setting_verdict(data.setting_comparisons, group, against)
+    if found is not None:
+        return found
+    others = [row.name for row in data.analysis.evaluations if row.group == against]
+    pairs = [_pair(data.analysis, row.name, other) for row in rows for other in others]
+    return _by_seed(against, [pair for pair in pairs if pair is not None])
 
 
 def _setting_verdict(comparisons: Sequence[SettingVerdict], name: str, against: str) -> Versus | None:
@@ -252,13 +274,13 @@ def conclusions(answer: ExperimentAnswer) -> list[str]:
         said.append(_of_choice(answer.choice, answer.outline.name))
     if answer.missing:
         said.append(f"Not done: {_listed(answer.missing)}.")
-    return said
+    return [*said, *(f"{name} failed: {why}." for name, why in answer.failures.items())]
 
 
 def _against_start(answer: ExperimentAnswer) -> list[str]:
     verdicts = {member.label: member.versus_start.verdict for member in answer.done if member.versus_start}
     if not verdicts:
-        return [] if answer.done else ["No member has been evaluated."]
+        return [] if answer.done or not answer.outline.asked else ["No member has been evaluated."]
     against = {member.versus_start.against for member in answer.done if member.versus_start}
     start = next(iter(against)) if len(against) == 1 else "its start"
     return [f"Against {start}: {_told(verdicts)}."]

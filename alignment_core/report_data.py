@@ -118,6 +118,8 @@ class ReportData(Record):
     """The analysis's evaluations as the study asked for them: whose members they are, and what those vary."""
     experiments: list[ExperimentOutline] = Field(default_factory=list)
     """What the study set out to run, in its order; what has no evaluation is shown as missing."""
+    failures: dict[str, str] = Field(default_factory=dict)
+    """What failed, by member or experiment, and why."""
     choices: dict[str, Choice] = Field(default_factory=dict)
     """By experiment."""
     intervals: dict[str, Interval] = Field(default_factory=dict)

@@ -296,6 +296,8 @@ class ReportStage(Config):
     description: str
     evaluations: tuple[Comparison, ...]
     experiments: tuple[ExperimentOutline, ...] = ()
+    failures: dict[str, str] = Field(default_factory=dict)
+    """What failed, by member or experiment, and why."""
     prompt: str = ""
     """Name of the study's template; its text is in the prepare artifact."""
     command: str = ""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from flows.cli_artifacts import artifacts
 from flows.cli_hosts import setup, status, worker
 from flows.cli_studies import studies
 from flows.user_errors import run_for_user as _user
+from flows.user_errors import tell
 
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -55,7 +56,7 @@ Overrides = Annotated[
 ]
 Root = Annotated[Path, typer.Option("--root", envvar="ALIGNFLOW_ROOT", help="Folder of data/store and mlruns.")]
 Where = Annotated[
-    str,
+    Literal["local", "work-pool"],
     typer.Option(
         "--executor", envvar="ALIGNFLOW_EXECUTOR", help="local, or work-pool: workers compute what needs torch."
     ),
@@ -256,7 +257,7 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, p
     source = str(Path(preset).resolve()) if Path(preset).suffix in {".yaml", ".yml"} else preset
     with RichListener(console) as listener:
         watch_with(listener)
-        result = _user(lambda: _call_flow(name, root.resolve(), preset=source, overrides=settings, **extra))
+        result, error = _user(lambda: _call_flow(name, root.resolve(), preset=source, overrides=settings, **extra))
     if result["rows"]:
         console.print(results_table(result["rows"]))
     counts = {how: list(result["stages"].values()).count(how) for how in ("ran", "resumed", "cached")}
@@ -266,10 +267,15 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, p
             console.print(f"{kind}: {result[kind]}")
     if extra.get("out"):
         console.print(f"results: {extra['out']}")
+    if error is not None:
+        tell(error)
 
 
-def _call_flow(name: str, root: Path, **parameters: Any) -> dict[str, Any]:
-    """Call a flow of flows/ under a server that outlives Ctrl-C long enough to hear of it."""
+def _call_flow(name: str, root: Path, **parameters: Any) -> tuple[dict[str, Any], Exception | None]:
+    """Call a flow of flows/ under a server that outlives Ctrl-C long enough to hear of it.
+
+    Returns what came of it, and the error that tells which members of the study failed, if some did.
+    """
     from importlib import import_module
 
     from alignment_core.disk import disk_errors
@@ -277,13 +283,16 @@ def _call_flow(name: str, root: Path, **parameters: Any) -> dict[str, Any]:
 
     with stopping_on_sigterm(), disk_errors(root):
         from flows.embedded_server import start_embedded_server
+        from flows.runner import IncompleteStudy
         from tasks.pools import refusals_told
 
         start_embedded_server()
         flow = getattr(import_module(f"flows.{name}"), name)
-        with refusals_told():
-            result: dict[str, Any] = flow(root=str(root), **parameters)
-        return result
+        try:
+            with refusals_told():
+                return flow(root=str(root), **parameters), None
+        except IncompleteStudy as error:
+            return error.result, error
 
 
 def _print_plan(console: Any, name: str, parameters: dict[str, Any], root: Path) -> None:

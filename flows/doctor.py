@@ -58,6 +58,13 @@ def store_line(root: Path) -> str:
     """Where artifacts lie."""
     own = root / "data" / "store"
     shared = os.environ.get(STORE, "").strip()
+    if shared:
+        from alignment_core.remote import RemoteFolder, StoreError
+
+        try:
+            RemoteFolder(shared)
+        except StoreError as error:
+            return str(error)
     return f"{redact(shared)}, with {own} as its cache" if shared else f"{own}, of this host alone ({STORE} is not set)"
 
 

@@ -50,15 +50,23 @@ def study_flow(body: Callable[[Workspace, StudyConfig], dict[str, Any]]) -> Flow
     return flow(name=name, flow_run_name=name_flow_run)(run)
 
 
+class IncompleteStudy(ValueError):
+    """Members of a study failed, and the rest of it is done."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+        """What the flow would have returned."""
+
+
 def require_whole(workspace: Workspace, result: dict[str, Any]) -> None:
-    """Raise ValueError that names the members that failed, and why, and where the rest of the study is reported."""
+    """Raise IncompleteStudy that names the members that failed, and why, and where the rest is reported."""
     if not workspace.failures:
         return
     told = [f"  {name}: {error}" for name, error in workspace.failures.items()]
     report = f" The report says what is there: {result['report']}" if result.get("report") else ""
-    raise ValueError(
-        "\n".join([f"not all of this study could be done; the rest was, and is kept.{report}", *told])
-    ) from next(iter(workspace.failures.values()))
+    message = "\n".join([f"not all of this study could be done; the rest was, and is kept.{report}", *told])
+    raise IncompleteStudy(message, result) from next(iter(workspace.failures.values()))
 
 
 @contextmanager

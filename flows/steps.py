@@ -266,9 +266,14 @@ def require_traces(study: Study, places: list[tuple[Member, Start]]) -> None:
 
 def analyze_step(study: Study) -> ArtifactRef:
     """Statistics over everything evaluated, and the comparisons that the experiments ask for."""
-    evaluated = {item.comparison.name.rpartition("/seed")[0] for item in study.evaluations}
+    seeds: dict[str, set[int | None]] = {}
+    for item in study.evaluations:
+        seeds.setdefault(item.comparison.name.rpartition("/seed")[0], set()).add(item.comparison.seed)
     asked = contrasts(study.config, study.winners)
-    pairs = [Contrast(name=name, against=against) for name, against in asked if {name, against} <= evaluated]
+    # Without a seed that both have, because members failed, there is nothing to compare.
+    pairs = [
+        Contrast(name=one, against=other) for one, other in asked if seeds.get(one, set()) & seeds.get(other, set())
+    ]
     return analyze(study.workspace, study.evaluations, tuple(pairs))
 
 

@@ -1,6 +1,6 @@
 """What goes wrong for a user of the command line: one paragraph on stderr, and an exit code."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -16,8 +16,13 @@ def run_for_user(action: Any, interrupted: str = "the same command goes on where
             typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
             raise typer.Exit(code) from error
         if isinstance(error, ValueError | OSError | FloatingPointError | MemoryError):
-            from alignment_core.redaction import redact
-
-            typer.echo(redact("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])])), err=True)
-            raise typer.Exit(1) from error
+            tell(error)
         raise
+
+
+def tell(error: BaseException) -> NoReturn:
+    """Say what went wrong, with its notes and without secrets, and end with exit code 1."""
+    from alignment_core.redaction import redact
+
+    typer.echo(redact("\n".join([f"alignflow: {error}", *getattr(error, "__notes__", [])])), err=True)
+    raise typer.Exit(1) from error

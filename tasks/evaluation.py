@@ -187,6 +187,7 @@ def write_report(
         description=config.description,
         evaluations=tuple(item.comparison for item in evaluations),
         experiments=outlines(config),
+        failures={name: str(error) for name, error in workspace.failures.items()},
         prompt=config.prompt,
         command=run_again(workspace),
         code=code_origin(workspace),

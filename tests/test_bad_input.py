@@ -66,6 +66,7 @@ def setting(*overrides: str) -> str:
         ("sampling.temperature=hot", "sampling.temperature should be a number, not 'hot'"),
         ("seeds=3", "seeds should be a list, e.g. [1, 2], not 3"),
         ("examples.size=all", "examples.size should be a whole number or should be 'full', not 'all'"),
+        ("data.train=mine.jsonl", "data.train would not be read: data.kind 'arithmetic' generates its problems"),
         ("examples.variant=raws", "should be 'raw', 'filtered' or 'distilled', not 'raws'"),
         ("grpo=3", "grpo should be a mapping of settings, not 3"),
         ("experiments=[{name: x}]", "experiments.0.method is missing"),

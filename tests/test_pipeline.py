@@ -197,4 +197,5 @@ def test_a_member_that_fails_leaves_the_rest_of_the_study_and_its_report(alignfl
     report = next(word for word in done.stderr.split() if word.endswith("report.html"))
     page = Path(report).read_text(encoding="utf-8")
     assert "Not all of this study is done." in page
-    assert "ei/one/seed0" in page
+    assert "ei/one/seed0 failed: none of 1 samples is right" in page
+    assert "stages: " in done.stdout, "the table of what was done comes before the error"

@@ -44,7 +44,10 @@ def test_members_are_averaged_over_their_seeds_and_what_lacks_is_named() -> None
     assert (first.label, first.varied) == ("2e-5", {RATE: "2e-5"})
     assert [member.missing for member in (first, second, third)] == [[], [], [2]]
     assert by_name(sweep())["grpo/lr"].missing == ["grpo/lr/0.001/seed2"]
-    assert by_name(sweep())["grpo/never"].missing == ["grpo/never/seed0"]
+    never = by_name(sweep())["grpo/never"]
+    assert never.missing == [], "what `only` leaves out is not missing"
+    asked = [one.model_copy(update={"asked": True}) for one in outlines()]
+    assert by_name(sweep(experiments=asked))["grpo/never"].missing == ["grpo/never/seed0"]
 
 
 def test_a_tested_difference_of_settings_is_the_verdict() -> None:
@@ -98,7 +101,14 @@ def test_conclusions_follow_the_tests() -> None:
     unclear = conclusions(by_name(sweep(choices={"grpo/lr": choice(low=-0.05)}))["grpo/lr"])
     assert "not clear: chance alone could explain its lead" in unclear[2]
     assert "Its members were not tested against each other" in conclusions(by_name(sweep())["sft"])[1]
-    assert conclusions(by_name(sweep())["grpo/never"])[0] == "No member has been evaluated."
+    asked = [one.model_copy(update={"asked": True}) for one in outlines()]
+    failed = {"grpo/never/seed0": "none of 1 samples is right", "grpo/lr/2e-05/seed9": "of no outline"}
+    assert conclusions(by_name(sweep(experiments=asked, failures=failed))["grpo/never"]) == [
+        "No member has been evaluated.",
+        "Not done: grpo/never/seed0.",
+        "grpo/never/seed0 failed: none of 1 samples is right.",
+    ]
+    assert conclusions(by_name(sweep())["grpo/never"]) == []
 
 
 def test_rounds_of_expert_iteration_are_one_run() -> None:

@@ -69,6 +69,14 @@ def test_a_contrast_of_one_seed_says_that_seeds_are_unknown() -> None:
     assert contrast.p_value == mcnemar_exact(8, 0)
 
 
+def test_a_contrast_that_is_a_run_and_its_start_is_one_test() -> None:
+    codes = {"zero-shot": "w" * 20, "grpo/a/seed0": "c" * 20, "grpo/b/seed0": "c" * 12 + "w" * 8}
+    after = Comparison(name="grpo/b/seed0", method="grpo", start="grpo/a/seed0", seed=0)
+    result = _contrasted([ZERO, *_seeded("grpo/a", 1), after], codes, Contrast(name="grpo/b", against="grpo/a"))
+    assert result.setting_comparisons == []
+    assert [(c.name, c.against) for c in result.comparisons].count(("grpo/b/seed0", "grpo/a/seed0")) == 1
+
+
 def test_seeds_of_one_side_only_are_left_out_and_told() -> None:
     codes = CODES | {f"grpo/b/seed{i}": "c" * 5 + "w" * 35 for i in range(2)}
     runs = [ZERO, *_seeded("grpo/a"), *_seeded("grpo/b", 2)]

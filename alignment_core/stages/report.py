@@ -54,6 +54,7 @@ def collect(config: ReportStage, inputs: Mapping[str, Path]) -> ReportData:
         analysis=Analysis.model_validate(analysis),
         evaluations=list(config.evaluations),
         experiments=list(config.experiments),
+        failures=config.failures,
         choices={name: Choice.model_validate(read_json(path / "choice.json")) for name, path in choices.items()},
         intervals=_intervals(analysis),
         setting_comparisons=_setting_comparisons(analysis),

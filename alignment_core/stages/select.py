@@ -33,7 +33,8 @@ def run(config: SelectStage, inputs: Mapping[str, Path], output: Path, run: RunC
     if not kept:
         raise ValueError(
             f"none of {len(scored)} samples is right, so there is nothing to fine-tune on: "
-            "sample more questions or more times each, or start from a checkpoint that knows the format"
+            "sample more questions or more times each (expert_iteration.questions_per_step and group_size, "
+            "distillation.questions and samples_per_problem), or start from a checkpoint that knows the format"
         )
     if config.as_text:
         asked = {one.id: one for one in read_jsonl(inputs["completions"] / "problems.jsonl", Problem)}
