@@ -103,8 +103,8 @@ def members_of(
             group=one.group,
             seed=seed,
             method=experiment.method,
-            start=winner_or_member(experiment.start, winners),
-            teacher=experiment.teacher and winner_or_member(experiment.teacher, winners),
+            start=_winner_or_member(experiment.start, winners),
+            teacher=experiment.teacher and _winner_or_member(experiment.teacher, winners),
             varied=one.varied,
             config=with_settings(config, *carried, experiment.settings, one.varied),
         )
@@ -118,14 +118,14 @@ def contrasts(config: StudyConfig, winners: Mapping[str, Variation]) -> list[tup
     pairs = []
     for experiment in config.experiments:
         first, *others = [one.group for one in variations(experiment)]
-        named = [winner_or_member(name, winners) for name in experiment.against]
+        named = [_winner_or_member(name, winners) for name in experiment.against]
         pairs += [(other, first) for other in others]
         pairs += [(own, name) for own in (first, *others) for name in named if own != name]
     return list(dict.fromkeys(pairs))
 
 
-def winner_or_member(name: str, winners: Mapping[str, Variation]) -> str:
-    """The member that a start or a teacher is: of an experiment with a choice, the winner."""
+def _winner_or_member(name: str, winners: Mapping[str, Variation]) -> str:
+    """The member that a name in the study stands for: of an experiment with a choice, the winner."""
     return winners[name].group if name in winners else name
 
 
@@ -203,7 +203,7 @@ def _check_before(
     groups: Mapping[str, tuple[int, ...]],
     winners: Mapping[str, Variation],
 ) -> None:
-    group = winner_or_member(name, winners)
+    group = _winner_or_member(name, winners)
     if group == BASE:
         return
     if group not in groups:
