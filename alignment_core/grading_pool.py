@@ -221,6 +221,8 @@ class _Driver(threading.Thread):
                         self._replace()
                         break
             except (Late, Gone) as failure:
+                if self._stopped:  # `stop` killed the child: its question is not to blame
+                    raise RuntimeError(_CLOSED) from failure
                 # Verdicts may be lost with the child: the guilty question need not be the first without one. A child
                 # that died between questions is nobody's fault, unless it happens again and again.
                 fruitless += 1
