@@ -1,6 +1,7 @@
 """The journal of a store: a file per study run, saying what was asked and which artifacts it reached.
 
-    STORE/.journal/<time>-<run>.jsonl     `began`, a line per artifact reached, `ended`; `….open.jsonl` until it ends
+    STORE/.journal/<time>-<run>.jsonl     `began`, a line per artifact reached, `ended`, `shown`; `….open.jsonl` until
+                                          its end is shown
     STORE/.locks/store.lock               shared by every study run, exclusive to whoever removes artifacts
 
 A run holds an flock on its own file for as long as its process lives, so that an open file that can be locked is of
@@ -74,14 +75,20 @@ class Ended(Record):
     """Results shown with the run, as paths within the store."""
 
 
-_LINE: TypeAdapter[Began | Reached | Ended] = TypeAdapter(Began | Reached | Ended)
+class Shown(Record):
+    """Beyond the last: the tracker shows all that the run reached."""
+
+    kind: Literal["shown"] = "shown"
+
+
+_LINE: TypeAdapter[Began | Reached | Ended | Shown] = TypeAdapter(Began | Reached | Ended | Shown)
 
 
 class PastRun:
     """One file of the journal, read."""
 
-    def __init__(self, path: Path, began: Began, reached: list[Reached], ended: Ended | None) -> None:
-        self.path, self.began, self.reached, self.ended = path, began, reached, ended
+    def __init__(self, path: Path, began: Began, reached: list[Reached], ended: Ended | None, shown: bool) -> None:
+        self.path, self.began, self.reached, self.ended, self.shown = path, began, reached, ended, shown
 
     def is_alive(self) -> bool:
         """Whether its process still holds the file."""
@@ -142,6 +149,7 @@ class RunJournal:
     def release(self, shown: bool) -> None:
         """The run no longer counts as alive. If its end is not `shown` by the tracker, the next start sees to that."""
         if shown:
+            self._write(Shown())
             _close(self.path)
         self._file.close()
         self._store_lock.close()
@@ -199,6 +207,12 @@ def past_runs(store: Path) -> list[PastRun]:
     return sorted((run for run in found if run is not None), key=lambda run: run.began.time)
 
 
+def keys_shown(store: Path, study: str) -> set[str]:
+    """Keys of the artifacts that the tracker shows under a study, because earlier runs of it stand on them."""
+    runs = (run for run in past_runs(store) if run.shown and run.began.study == study)
+    return {line.key for run in runs for line in run.reached if line.how != "asked"}
+
+
 def keys_in_use(store: Path) -> set[str]:
     """Keys of the artifacts that study runs under way stand on; reads no other file than theirs."""
     found = (_read(path) for path in (store / FOLDER).glob(f"*{OPEN}"))
@@ -239,6 +253,7 @@ def _read(path: Path) -> PastRun | None:
     began: Began | None = None
     reached: list[Reached] = []
     ended: Ended | None = None
+    shown = False
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -252,9 +267,11 @@ def _read(path: Path) -> PastRun | None:
             began = line
         elif isinstance(line, Ended):
             ended = line
+        elif isinstance(line, Shown):
+            shown = True
         else:
             reached.append(line)
-    return PastRun(path, began, reached, ended) if began is not None else None
+    return PastRun(path, began, reached, ended, shown) if began is not None else None
 
 
 def _close(path: Path) -> None:

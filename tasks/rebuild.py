@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlparse
 from alignment_core.durable import write_durably
 from alignment_core.journal import PastRun, past_runs, undisturbed
 from alignment_core.manifest import Manifest
-from alignment_core.stage import spec_of
 from alignment_core.store import Store
 from alignment_core.store_access import open_store
 from tasks.session import Session
@@ -151,17 +150,20 @@ def _write(root: Path, store: Store, uri: str, say: Callable[[str], None]) -> Re
     runs = past_runs(store.root)
     manifests = _manifests(store, runs)
     made = _producers(manifests, runs)
-    studies = {run.began.study for run in runs}
+    shown: dict[str, set[str]] = {run.began.study: set() for run in runs}
     for run in runs:
-        say(f"{run.began.name}: {len(made[run.began.run])} stages")
-        _write_run(root, store, uri, run, [manifests[key] for key in made[run.began.run]])
+        stages = _stages_to_show(run, manifests, made[run.began.run], shown[run.began.study])
+        say(f"{run.began.name}: {len(stages)} stages")
+        _write_run(root, store, uri, run, stages)
+        shown[run.began.study] |= {manifest.key for manifest in stages}
     orphans = [manifests[key] for key in made[""]]
     if orphans:
         say(f"{len(orphans)} stages that no study run tells of, under {UNKNOWN_STUDY!r}")
         session = Session(root, UNKNOWN_STUDY, "", {}, uri=uri, parent="")
-        _write_stages(store, session, orphans)
-        studies.add(UNKNOWN_STUDY)
-    return Rebuilt(len(studies), len(runs), len(manifests))
+        for manifest in orphans:
+            session.show_stage(manifest)
+        shown[UNKNOWN_STUDY] = set(made[""])
+    return Rebuilt(len(shown), len(runs), sum(map(len, shown.values())))
 
 
 def _manifests(store: Store, runs: list[PastRun]) -> dict[str, Manifest]:
@@ -185,14 +187,24 @@ def _producers(manifests: Mapping[str, Manifest], runs: list[PastRun]) -> dict[s
     return made
 
 
+def _stages_to_show(
+    run: PastRun, manifests: Mapping[str, Manifest], made: list[str], shown: set[str]
+) -> list[Manifest]:
+    """What a study run computed, and what it found that its study has not `shown` yet, under the run's own labels."""
+    labels = {line.key: line.label for line in run.reached if line.how != "asked"}
+    keys = [*made, *(key for key in manifests if key in labels and key not in {*made, *shown})]
+    return [manifests[key].model_copy(update={"label": labels.get(key, manifests[key].label)}) for key in keys]
+
+
 def _write_run(root: Path, store: Store, uri: str, run: PastRun, manifests: list[Manifest]) -> None:
-    """One study run: its stages, then itself. One that computed nothing has no run in MLflow, as ever."""
+    """One study run: its stages, then itself. One that shows nothing new has no run in MLflow, as ever."""
     computed = manifests or any(line.how in {"ran", "resumed"} for line in run.reached)
     if not computed and run.ended is not None and run.ended.status == "FINISHED":
         return
     began, ended = run.began, run.ended
     session = Session(root, began.study, began.name, run_tags(began), began.settings, uri, began.time)
-    _write_stages(store, session, manifests)
+    for manifest in manifests:
+        session.show_stage(manifest)
     outcomes = {line.label: (line.how, line.key) for line in run.reached}
     files = [path for name in (ended.files if ended else []) if (path := store.root / name).exists()]
     session.close_study(
@@ -202,15 +214,6 @@ def _write_run(root: Path, store: Store, uri: str, run: PastRun, manifests: list
         outcomes,
         ended.time if ended else run.path.stat().st_mtime,
     )
-
-
-def _write_stages(store: Store, session: Session, manifests: list[Manifest]) -> None:
-    for manifest in manifests:
-        spec = spec_of(manifest)
-        began = manifest.producer.started
-        session.open_stage(spec, manifest.producer.annotations, began)
-        artifact = store.record(manifest.ref())
-        session.close_stage(spec.key, manifest.ref(), artifact, began + manifest.producer.seconds)
 
 
 def _remove_strays(artifacts: Path, client: Any) -> None:

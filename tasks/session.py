@@ -15,8 +15,9 @@ from alignment_core.curves import milestones
 from alignment_core.events import Event, read_events
 from alignment_core.journal import PastRun
 from alignment_core.locks import held
+from alignment_core.manifest import Manifest
 from alignment_core.records import ArtifactRef
-from alignment_core.stage import StageSpec
+from alignment_core.stage import StageSpec, spec_of
 from alignment_core.store_access import open_store
 from tasks.lineage import datasets_of, describe_model, find_manifest, holds_model, model_behind
 from tasks.mlflow_format import as_params, milliseconds, pending_marker, read_meters, run_address, system_record
@@ -177,6 +178,13 @@ class Session:
             if run.info.status != "FINISHED" or run.data.tags.get(DIGEST_TAG) != ref.digest:
                 self._send_record(key, ref, artifact, ended)
             marker.unlink(missing_ok=True)
+
+    def show_stage(self, manifest: Manifest) -> None:
+        """The run of a stage that was computed earlier, from the store alone; does nothing if it is there."""
+        artifact = self._store.record(manifest.ref())
+        began, spec = manifest.producer.started, spec_of(manifest)
+        self.open_stage(spec, manifest.producer.annotations, began)
+        self.close_stage(spec.key, manifest.ref(), artifact, began + manifest.producer.seconds)
 
     def _send_record(self, key: str, ref: ArtifactRef, artifact: Path, ended: float | None) -> None:
         """What the published record holds beyond the points sent so far: all of it, if another process computed it."""

@@ -73,7 +73,16 @@ def run_cached(
         workspace.outcomes[label] = cached
         workspace.reached(label, stage, ref.key, "cached")
         workspace.listener.finished(label, cached)
+        show_found(workspace, label, ref)
+    workspace.shown.add(ref.key)
     return ref
+
+
+def show_found(workspace: Workspace, label: str, ref: ArtifactRef) -> None:
+    """Show a stage that was found beside those this study computed, so that its runs can be compared in one place."""
+    if workspace.journal is not None and ref.key not in workspace.shown:
+        manifest = workspace.store.manifest(ref.stage, ref.key).model_copy(update={"label": label})
+        workspace.tracker.stage_found(manifest)
 
 
 def share_if_absent(shared: SharedStore, ref: ArtifactRef) -> None:

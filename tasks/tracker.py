@@ -2,7 +2,7 @@
 
 A stage is pending (a file in mlruns/pending/) until all of its record has arrived; what a kill left behind is sent
 from the store by the next run. While MLflow does not answer, the thread tries again and again, training goes on, and
-what is to be told is kept in order. A study of which every stage is cached never imports MLflow.
+what is to be told is kept in order. A study that shows all its stages already, and computes none, never imports MLflow.
 """
 
 import logging
@@ -19,6 +19,7 @@ from typing import Any
 
 from alignment_core.events import Event
 from alignment_core.journal import PastRun
+from alignment_core.manifest import Manifest
 from alignment_core.operation import number_setting
 from alignment_core.records import ArtifactRef
 from alignment_core.redaction import redact
@@ -69,14 +70,14 @@ class Tracker:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._wanted = False
-        """Whether a stage had to run, so that this study run is worth a parent run."""
+        """Whether a stage is new to this study, so that this study run is worth a parent run."""
         self._closing = threading.Event()
         self._patience = number_setting(WAIT, WAIT_SECONDS)
         self._alive_at = 0.0
         """When MLflow last took something, or closing began: what the patience is counted from (monotonic)."""
 
     def open_study(self) -> None:
-        """Open the parent run: before a stage of this study is computed, wherever that may be."""
+        """Open the parent run: before the first stage that is new to this study, wherever it is computed."""
         if not self._wanted:
             self._wanted = True
             self._put(self._session.open_study)
@@ -120,6 +121,11 @@ class Tracker:
         ended = time.time()
         self._put(lambda: self._session.close_stage(spec.key, ref, artifact, ended))
 
+    def stage_found(self, manifest: Manifest) -> None:
+        """Show a stage that was computed before this study came to it: in another study, or under another root."""
+        self.open_study()
+        self._put(lambda: self._session.show_stage(manifest))
+
     def stage_failed(self, spec: StageSpec, stopped: bool = False) -> None:
         """Mark the child run failed; killed, if a signal stopped it."""
         self._put(lambda: self._session.fail_stage(spec.key, "KILLED" if stopped else "FAILED"))
@@ -144,7 +150,7 @@ class Tracker:
         artifacts: list[Path],
         outcomes: Mapping[str, StageOutcome],
     ) -> None:
-        """Final metrics, report and stages on the parent run, if there is one (all cached: there is none)."""
+        """Final metrics, report and stages on the parent run, if there is one (nothing new: there is none)."""
         if self._wanted:
             came = {label: (outcome.how, outcome.ref.key) for label, outcome in outcomes.items()}
             finish = partial(self._session.close_study, status, dict(metrics), artifacts, came, time.time())

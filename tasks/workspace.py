@@ -11,7 +11,7 @@ from typing import Any, Literal
 from prefect import runtime
 
 from alignment_core.interruption import exit_code_of
-from alignment_core.journal import PastRun, RunJournal, begin_run, dead_runs
+from alignment_core.journal import PastRun, RunJournal, begin_run, dead_runs, keys_shown
 from alignment_core.planning import Planner
 from alignment_core.stage import StageOutcome
 from alignment_core.stage_config import AcceptedStage
@@ -53,6 +53,8 @@ class Workspace:
     final_artifacts: list[Path] = field(default_factory=list)
     journal: RunJournal | None = None
     """Which artifacts this study run stands on, while it is under way."""
+    shown: set[str] = field(default_factory=set)
+    """Keys of the stages that the tracker shows under this study already."""
     planner: Planner | None = None
     """Answers for every stage in a workspace that only plans; None in one that computes."""
     study: str = ""
@@ -122,6 +124,7 @@ def open_workspace(
     workspace = Workspace(
         folder, store, tracker, _listener, journal=journal, study=study, model=model, dispatcher=dispatcher
     )
+    workspace.shown = keys_shown(store.root, study)
     shown = False
     try:
         _close_dead(dead, tracker, flow_run)

@@ -126,6 +126,26 @@ def test_mlflow_holds_one_run_per_stage_with_its_points(study: Path) -> None:
     }
 
 
+def test_a_study_that_shares_all_its_runs_shows_them_in_its_own_experiment(
+    alignflow: Alignflow, study: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    def curve(experiment: str) -> list[tuple[int, float, int]]:
+        found = client.get_experiment_by_name(experiment)
+        assert found is not None
+        runs = {run.info.run_name: run for run in client.search_runs([found.experiment_id], max_results=500)}
+        points = client.get_metric_history(runs["grpo/base/seed0"].info.run_id, "train/reward")
+        return sorted((point.step, point.value, point.timestamp) for point in points)
+
+    described = tmp_path / "second.yaml"
+    described.write_text("extends: smoke\nname: second\n")
+    done = alignflow("run", str(described), "--root", str(study))
+    assert stages(done.stdout)["grpo/base/seed0"] == "cached"
+    client = MlflowClient(f"sqlite:///{study / 'mlruns' / 'mlflow.db'}")
+    assert curve("second") == curve("smoke") != []
+
+
 def test_eval_exports_rows_and_summary(alignflow: Alignflow, study: Path, tmp_path: Path) -> None:
     alignflow("eval", "smoke", "--root", str(study), "--out", str(tmp_path / "results"))
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())

@@ -26,6 +26,8 @@ from benchmarks.local_servers import free_port, wait_until_healthy
 from tasks import workspace as workspace_module
 from tasks.rebuild import SETTLED, rebuild
 from tasks.recovery import crash_flow_run
+from tasks.stages import show_found
+from tasks.tracker import TrackingError
 from tasks.tracking import RUN_TAG, tracking_uri
 from tasks.workspace import Workspace, open_workspace
 
@@ -94,13 +96,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def shown(root: Path) -> dict[str, Any]:
+def shown(root: Path, study: str = "demo") -> dict[str, Any]:
     """Everything a person sees of a study in MLflow, without ids and without when it was written there."""
     client = MlflowClient(tracking_uri(root))
     local = tracking_uri(root).startswith("sqlite:")
-    (experiment,) = (one for one in client.search_experiments() if one.name != "Default")
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
     if local:
-        assert Path(experiment.artifact_location.removeprefix("file://")) == root / "mlruns" / "artifacts" / "demo"
+        assert Path(experiment.artifact_location.removeprefix("file://")) == root / "mlruns" / "artifacts" / study
     runs = client.search_runs([experiment.experiment_id])
     by_id = {run.info.run_id: run.info.run_name for run in runs}
     found = {}
@@ -157,6 +160,61 @@ def test_a_rebuild_shows_what_was_shown_and_twice_the_same(made: Path, tmp_path:
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_005_000)
     times = [point.timestamp for point in client.get_metric_history(run.info.run_id, "train/loss")]
     assert times == [1_001_000, 1_002_000, 1_003_000]
+
+
+def find(workspace: Workspace, label: str, ref: ArtifactRef) -> None:
+    """What tasks.stages does around a stage that is there already."""
+    workspace.outcomes[label] = StageOutcome(ref=ref, how="cached", reason="same key", seconds=0.0)
+    workspace.reached(label, ref.stage, ref.key, "cached")
+    show_found(workspace, label, ref)
+
+
+def other_study(root: Path, name: str) -> None:
+    """A study that finds a stage of the first one under another label, and computes one of its own."""
+    (manifest,) = (one for one in Store(root / "data" / "store").manifests() if one.label == "sft/a")
+    with open_workspace(str(root), "other", name) as workspace:
+        find(workspace, "member/a", manifest.ref())
+        if name == "first":
+            compute(workspace, "sft/own", {"model": manifest.ref()})
+        else:
+            assert workspace.tracker._thread is None, "nothing is new: MLflow is not even asked"
+
+
+def test_a_study_shows_what_it_found_in_another_beside_its_own(made: Path, tmp_path: Path) -> None:
+    root = copied(made, tmp_path / "root")
+    rebuild(root)
+    before = shown(root)["sft/a"]
+    other_study(root, "first")
+    live = shown(root, "other")
+    assert set(live) == {"first", "member/a", "sft/own"}
+    status, tags, params, history, files = live["member/a"]
+    assert (status, params, history, files) == (before[0], *before[2:])
+    assert tags["mlflow.parentRunId"] == "first"
+    other_study(root, "second")
+    assert shown(root, "other") == live
+    assert shown(root)["sft/a"] == before
+    assert str(rebuild(root)) == "2 experiments, 3 study runs, 4 stage runs"
+    assert shown(root, "other") == live
+    client = MlflowClient(tracking_uri(root))
+    (run,) = client.search_runs([demo(client, "other")], "attributes.run_name = 'member/a'")
+    assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_005_000)
+
+
+def test_what_an_outage_kept_from_a_study_is_shown_by_its_next_start(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copied(made, tmp_path / "root")
+    rebuild(root)
+    manifest = next(iter(Store(root / "data" / "store").manifests()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("ALIGNFLOW_MLFLOW_WAIT", "0.2")
+    for _ in range(2):
+        with pytest.raises(TrackingError), open_workspace(str(root), "other", "cut off") as workspace:
+            find(workspace, manifest.label, manifest.ref())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    with open_workspace(str(root), "other", "again") as workspace:
+        find(workspace, manifest.label, manifest.ref())
+    assert shown(root, "other")[manifest.label][0] == "FINISHED"
 
 
 @pytest.fixture
