@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignment_core.manifest import canonical_json
 from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyConfig
 
 
@@ -94,10 +95,10 @@ def members_of(
     """The members of one experiment, seed by seed for each combination.
 
     winners: of earlier experiments with a choice, by name; carried: settings of the winners it carries.
-    Raises ValidationError as `with_settings` does.
+    Raises ValidationError as `with_settings` does, ValueError for members that would compute the same.
     """
     seeds = config.seeds if experiment.seeds is None else experiment.seeds
-    return [
+    members = [
         Member(
             experiment=experiment.name,
             group=one.group,
@@ -111,6 +112,35 @@ def members_of(
         for one in variations(experiment)
         for seed in seeds
     ]
+    _require_distinct(members)
+    return members
+
+
+SECTIONS: dict[Method, set[str]] = {
+    "sft": {"sft", "examples", "distillation"},
+    "expert_iteration": {"expert_iteration"},
+    "grpo": {"grpo", "budget"},
+    "dpo": {"dpo", "pairs"},
+    "evaluate": set(),
+}
+"""The settings that one method alone reads."""
+
+
+def _require_distinct(members: Sequence[Member]) -> None:
+    """Refuse members that differ in settings which nothing they do depends on."""
+    others = set().union(*SECTIONS.values())
+    first: dict[tuple[int, str], Member] = {}
+    for member in members:
+        unread = others - SECTIONS[member.method]
+        settings = {name: value for name, value in member.config.key_settings().items() if name not in unread}
+        same = first.setdefault((member.seed, canonical_json(settings)), member)
+        if same is not member:
+            names = {name for one in (same, member) for name in one.varied}
+            changed = sorted(name for name in names if same.varied.get(name) != member.varied.get(name))
+            raise ValueError(
+                f"{same.group} and {member.group} would compute the same: {', '.join(changed)} changes nothing there. "
+                "Leave one out, or set what makes it count"
+            )
 
 
 def contrasts(config: StudyConfig, winners: Mapping[str, Variation]) -> list[tuple[str, str]]:
@@ -143,7 +173,8 @@ def carried_settings(
 def check_experiments(config: StudyConfig) -> None:
     """Raise ValueError for experiments that cannot be: unknown starts, repeated names, wrong settings.
 
-    Winners to come are taken to be the first listed, so that every setting is looked at before anything runs.
+    Winners to come are taken to be the first listed, and then each other in turn, so that no winner makes an experiment
+    impossible that waits for it.
     """
     groups: dict[str, tuple[int, ...]] = {}
     winners: dict[str, Variation] = {}
@@ -165,18 +196,38 @@ def check_experiments(config: StudyConfig) -> None:
             if one.group in groups:
                 raise ValueError(f"two members of the experiments are called {one.group!r}: give each its own name")
             groups[one.group] = seeds
-        try:
-            for member in members_of(config, experiment, winners, carried_settings(config, experiment, winners)):
-                _check_trainable(member)
-        except ValidationError as error:
-            error.add_note(f"experiment {experiment.name!r}")
-            raise
+        for possible in _outcomes(config, experiment, winners):
+            try:
+                for member in members_of(config, experiment, possible, carried_settings(config, experiment, possible)):
+                    _check_trainable(member)
+            except ValidationError as error:
+                error.add_note(f"experiment {experiment.name!r}{_if_carried(experiment, possible)}")
+                raise
+            except ValueError as error:
+                raise ValueError(f"{error}{_if_carried(experiment, possible)}") from None
         if experiment.choice is not None:
             winners[experiment.name] = found[0]
     names = [experiment.name for experiment in config.experiments]
     for wanted in config.only or ():
         if not any(_within(name, wanted) for name in names):
             raise ValueError(f"only: no experiment is called {wanted!r}: {_known(names)}")
+
+
+def _outcomes(
+    config: StudyConfig, experiment: ExperimentConfig, winners: Mapping[str, Variation]
+) -> Iterator[Mapping[str, Variation]]:
+    """The first listed as winners everywhere, then every other member of what the experiment carries, one at a time."""
+    yield winners
+    for earlier in config.experiments:
+        if earlier.name in experiment.carry:
+            for other in variations(earlier)[1:]:
+                yield {**winners, earlier.name: other}
+
+
+def _if_carried(experiment: ExperimentConfig, winners: Mapping[str, Variation]) -> str:
+    """Under which winners something was found, for an error."""
+    carried = ", ".join(winners[name].group for name in experiment.carry)
+    return f" (carrying {carried})" if carried else ""
 
 
 def _check_trainable(member: Member) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from alignment_core.analysis import EvaluationRow
 from alignment_core.figures import rounds_figure
 from alignment_core.report_answers import ROUND, MemberAnswer
-from alignment_core.report_data import ReportData
+from alignment_core.report_data import ReportData, Row
 from alignment_core.report_settings import LOSS, STEPS, Answers, all_values, member_value, updates_of
 from alignment_core.report_text import listed, number, setting_name
 from alignment_core.run_curves import is_number
@@ -53,17 +53,23 @@ def data_set_sizes(data: ReportData, answers: Answers) -> list[Check]:
     sizes = all_values(data, answers, "examples.size")
     wanted = ["128", "256", "512", "1024", "full"]
     variants = all_values(data, answers, "examples.variant")
-    kept = (data.filter_report or {}).get("kept")
-    size = f", {number(kept)} traces" if isinstance(kept, int) else ""
     tuned = [
         name for name in ("sft.optimizer.learning_rate", "sft.batch_size") if len(all_values(data, answers, name)) > 1
     ]
     return [
         Check(f"data set sizes {listed(wanted)} (here {listed(sizes)})", set(wanted) <= set(sizes)),
-        Check(f"a filtered set{size} (here {listed(variants)})", "filtered" in variants),
+        _filtered_set(data.filter_report or {}, variants),
         Check("learning rate and batch size tuned", len(tuned) == 2),
         *at_least(0.15)(data, answers),
     ]
+
+
+def _filtered_set(summary: Row, variants: Sequence[str]) -> Check:
+    kept, all_traces = summary.get("kept"), summary.get("traces")
+    if kept is not None and kept == all_traces:
+        return Check(f"a filtered set: the grader accepted all {number(kept)} traces, so that it is the raw one", False)
+    size = f", {number(kept)} traces" if isinstance(kept, int) else ""
+    return Check(f"a filtered set{size} (here {listed(variants)})", "filtered" in variants)
 
 
 def expert_rounds(data: ReportData, answers: Answers) -> list[Check]:

@@ -1,6 +1,6 @@
 """Settings of the training loops: optimizer, fine-tuning, policy gradients, preferences. Imports no torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -250,6 +250,26 @@ class GRPOConfig(EngineConfig):
                 f"grpo.overlong_buffer {self.overlong_buffer} leaves no length without penalty: "
                 f"take less than sampling.max_tokens, which is {max_tokens}"
             )
+
+    def key_settings(self) -> dict[str, Any]:
+        """Only what the chosen loss uses counts, so that no two runs differ in name alone."""
+        return {name: value for name, value in super().key_settings().items() if name not in self._without_effect()}
+
+    def _without_effect(self) -> set[str]:
+        """Fields that the others leave without effect on what is trained."""
+        unused = set()
+        raw = self.loss_type == "no_baseline"
+        if raw:
+            unused |= {"baseline", "use_std_normalization"}
+        if raw or not self.use_std_normalization:
+            unused.add("advantage_eps")
+        if self.loss_type not in CLIPPED:
+            unused |= {"cliprange", "clip_low", "clip_high"}
+        elif self.clip_low and self.clip_high:
+            unused.add("cliprange")
+        if not self.overlong_buffer:
+            unused.add("overlong_penalty")
+        return unused
 
     @property
     def keeps_state(self) -> bool:

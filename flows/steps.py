@@ -21,7 +21,7 @@ from alignment_core.records import ArtifactRef
 from alignment_core.stage_config import Comparison, Contrast
 from alignment_core.study_config import BASE, ExperimentConfig, Method, StudyConfig
 from flows.methods import Start, Trained, train
-from tasks.data import count_traces, filter_traces, prepare_problems
+from tasks.data import count_traces, filter_traces, prepare_problems, same_traces
 from tasks.evaluation import Evaluated, analyze, choose_winner, evaluate, write_report
 from tasks.models import base_model, teacher_model
 from tasks.training import distill_traces
@@ -182,14 +182,18 @@ def _can_begin(study: Study, member: Member) -> bool:
 
 
 def _members(study: Study, experiment: ExperimentConfig) -> list[Member]:
-    """The members of an experiment; none, which is noted, where it waits for a choice that could not be made."""
+    """The members of an experiment; none, which is noted, where what it waits for left none that can be trained."""
     chosen = [one.name for one in study.config.experiments if one.choice is not None]
     lacking = [name for name in experiment.waits_for if name in chosen and name not in study.winners]
     if lacking:
         study.workspace.failures[experiment.name] = ValueError(f"waits for the winner of {lacking[0]}")
         return []
     carried = carried_settings(study.config, experiment, study.winners)
-    return members_of(study.config, experiment, study.winners, carried)
+    try:
+        return members_of(study.config, experiment, study.winners, carried)
+    except ValueError as error:  # only several winners together can come to this: each alone was looked at before
+        study.workspace.failures[experiment.name] = error
+        return []
 
 
 def member_start(study: Study, member: Member) -> Start:
@@ -223,7 +227,9 @@ def trace_set(study: Study, member: Member, problems: ArtifactRef) -> ArtifactRe
             model = _teacher(study, member, teacher)
             made = distill_traces(study.workspace, member.config, model, problems, f"{of}/{teacher}".rstrip("/"))
         study.traces[wanted] = made
-    return study.traces[wanted]
+    made = study.traces[wanted]
+    # Where the grader accepts every trace, filtered is raw: one run, not the same one again under another key.
+    return problems if variant == "filtered" and same_traces(study.workspace, made, problems) else made
 
 
 def _teacher(study: Study, member: Member, name: str) -> ArtifactRef:

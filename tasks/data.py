@@ -62,3 +62,10 @@ def count_traces(workspace: Workspace, traces: ArtifactRef) -> int:
         return UNKNOWN_COUNT
     with (workspace.store.path(traces) / "traces.jsonl").open("rb") as file:
         return sum(1 for _ in file)
+
+
+def same_traces(workspace: Workspace, filtered: ArtifactRef, problems: ArtifactRef) -> bool:
+    """Whether a filter kept every trace that was prepared; not known, and taken for no, while it is only planned."""
+    if is_planned(filtered) or is_planned(problems):
+        return False
+    return count_traces(workspace, filtered) == count_traces(workspace, problems)

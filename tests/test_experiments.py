@@ -1,5 +1,6 @@
 """Members of experiments: what each is called, what it computes, and what cannot be."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -179,3 +180,72 @@ def test_assigned_names_are_found_again(layer: dict[str, int]) -> None:
 
 def test_an_experiment_without_anything_to_vary_is_one_member() -> None:
     assert [one.group for one in variations(ExperimentConfig(name="grpo/base", method="grpo"))] == ["grpo/base"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "grid"),
+    [
+        ("grpo", {"grpo.loss_type": "no_baseline"}, {"grpo.use_std_normalization": [True, False]}),
+        ("grpo", {"grpo.use_std_normalization": False}, {"grpo.advantage_eps": [1e-6, 1e-3]}),
+        ("grpo", {}, {"grpo.cliprange": [0.1, 0.2]}),
+        (
+            "grpo",
+            {"grpo.loss_type": "grpo_clip", "grpo.clip_low": 0.2, "grpo.clip_high": 0.3},
+            {"grpo.cliprange": [0.1, 0.2]},
+        ),
+        ("grpo", {}, {"grpo.overlong_penalty": [0.5, 1.0]}),
+        ("grpo", {}, {"sft.epochs": [1, 2]}),
+        ("grpo", {}, {"sampling.batch_size": [32, 64]}),
+        ("sft", {}, {GROUP: [4, 8]}),
+        ("expert_iteration", {}, {"sft.epochs": [1, 2]}),
+        ("evaluate", {}, {RATE: [1e-5, 2e-5]}),
+    ],
+)
+def test_members_that_would_differ_in_name_alone_are_refused(
+    method: str, settings: dict[str, Any], grid: dict[str, Any]
+) -> None:
+    (name,) = grid
+    with pytest.raises(ValueError, match=f"x/.* and x/.* would compute the same: {name} changes nothing there"):
+        study({"name": "x", "method": method, "settings": settings, "grid": grid})
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid"),
+    [
+        ({}, {"grpo.use_std_normalization": [True, False]}),
+        ({}, {"grpo.advantage_eps": [1e-6, 1e-3]}),
+        ({"grpo.loss_type": "grpo_clip"}, {"grpo.cliprange": [0.1, 0.2]}),
+        ({"grpo.loss_type": "grpo_clip", "grpo.clip_low": 0.2}, {"grpo.cliprange": [0.1, 0.2]}),
+        ({"grpo.overlong_buffer": 4}, {"grpo.overlong_penalty": [0.5, 1.0]}),
+    ],
+)
+def test_members_whose_settings_count_are_not(settings: dict[str, Any], grid: dict[str, Any]) -> None:
+    study({"name": "x", "method": "grpo", "settings": settings, "grid": grid})
+
+
+def test_a_winner_that_would_leave_an_experiment_nothing_to_compare_is_seen_before_anything_runs() -> None:
+    loss = {
+        "name": "loss",
+        "method": "grpo",
+        "choice": {},
+        "grid": {"grpo.loss_type": ["reinforce_with_baseline", "no_baseline"]},
+    }
+    std = {"name": "std", "method": "grpo", "carry": ["loss"], "grid": {"grpo.use_std_normalization": [True, False]}}
+    with pytest.raises(ValueError, match=r"would compute the same: .*std.* \(carrying loss/no_baseline\)"):
+        study(loss, std)
+    off = {"name": "off", "method": "grpo", "carry": ["loss"], "settings": {"grpo.epochs_per_rollout_batch": 2}}
+    loss["grid"] = {"grpo.loss_type": ["grpo_clip", "reinforce_with_baseline"]}
+    with pytest.raises(ValueError, match="off-policy"):
+        study(loss, off)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "tiny", "gsm8k-1.5b"])
+def test_every_way_the_chain_may_go_can_be_gone(scale: str) -> None:
+    config = load_config(f"{scale}/carry-the-winner", {})
+    chosen = [one for one in config.experiments if one.choice is not None]
+    ways = list(product(*map(variations, chosen)))
+    assert len(ways) >= 2
+    for way in ways:
+        winners = dict(zip((one.name for one in chosen), way, strict=True))
+        for experiment in config.experiments:
+            assert members_of(config, experiment, winners, carried_settings(config, experiment, winners))

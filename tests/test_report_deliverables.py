@@ -50,6 +50,22 @@ def checks(data: ReportData, name: str) -> dict[str, bool | None]:
     return {check.words: check.met for check in deliverable(data, name).checks}
 
 
+# SFT
+
+
+@pytest.mark.parametrize(
+    ("kept", "words", "met"),
+    [
+        (1311, "a filtered set, 1,311 traces (here filtered and raw)", True),
+        (1439, "a filtered set: the grader accepted all 1,439 traces, so that it is the raw one", False),
+    ],
+)
+def test_a_filter_that_drops_nothing_makes_no_filtered_set(kept: int, words: str, met: bool) -> None:
+    variants = [{"examples.variant": "raw"}, {"examples.variant": "filtered"}]
+    data = done(outline("sft", *variants, method="sft"), filter_report={"traces": 1439, "kept": kept})
+    assert checks(data, "sft_experiment")[words] is met
+
+
 # Off-policy
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from alignment_core.experiments import Member, members_of
+from alignment_core.planning import PLANNED
 from alignment_core.records import ArtifactRef
 from alignment_core.study_config import StudyConfig
 from flows import steps
 from flows.methods import Start
 from flows.settings import load_config
+from tasks.data import same_traces
 from tasks.workspace import Workspace, open_workspace
 
 REF = ArtifactRef(stage="prepare", key="k", digest="d")
@@ -63,3 +65,24 @@ def test_a_scratch_model_without_arithmetic_is_refused_before_any_stage(workspac
 def test_what_the_settings_alone_can_tell_is_told_at_once(overrides: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         load_config("tiny", overrides)
+
+
+@pytest.mark.parametrize(("kept", "same"), [(3, True), (2, False)])
+def test_where_the_filter_keeps_all_traces_filtered_is_raw(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, kept: int, same: bool
+) -> None:
+    filtered = REF.model_copy(update={"stage": "filter"})
+    for ref, rows in ((REF, 3), (filtered, kept)):
+        folder = workspace.store.path(ref)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traces.jsonl").write_text("{}\n" * rows)
+    monkeypatch.setattr(steps, "filter_traces", lambda *_: filtered)
+    study, [(member, _)] = place(workspace, "filtered")
+    for _ in range(2):
+        assert steps.trace_set(study, member, REF) == (REF if same else filtered)
+    assert list(study.traces.values()) == [filtered]  # the report shows what the filter found, either way
+
+
+def test_while_it_is_only_planned_a_filter_is_taken_to_drop_some(workspace: Workspace) -> None:
+    planned = ArtifactRef(stage="filter", key="k", digest=PLANNED)
+    assert not same_traces(workspace, planned, planned)
