@@ -79,15 +79,15 @@ class StepGuard:
     def finite(self, what: str, value: float) -> float:
         """The value itself.
 
-        Raises FloatingPointError if it is NaN or infinite; the optimizer batch is then in the run's record, as rows
-        "broken_batch", and the last checkpoint stands.
+        Raises FloatingPointError if it is NaN or infinite, with the place of the optimizer batch, which is set aside as
+        "broken_batch"; the last checkpoint stands.
         """
         if math.isfinite(value):
             return value
         rows = [{"prompt_ids": one.prompt_ids, "response_ids": one.response_ids} for one in self.sequences]
-        self.run.emit_rows(BROKEN_BATCH, self.step, rows)
+        place = self.run.set_aside(BROKEN_BATCH, self.step, rows)
         raise FloatingPointError(
-            f"the {what} is {value} at step {self.step}: its batch is in the run's record as rows {BROKEN_BATCH!r}; "
+            f"the {what} is {value} at step {self.step}: its batch is in {place}; "
             "lower the learning rate, compute in float32, or take a broken example out of the data"
         )
 

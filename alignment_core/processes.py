@@ -103,6 +103,10 @@ class FollowerRun:
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Nothing."""
 
+    def set_aside(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> str:
+        """Nothing: the first process keeps its own share."""
+        return "the first process's record"
+
     def seconds(self) -> float:
         """Nothing that counts: `first_of` takes the first process's."""
         return 0.0

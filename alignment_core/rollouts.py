@@ -80,8 +80,9 @@ def collect_rollout(
 ) -> Rollout:
     """Draw P problems, sample G completions of each, grade them, compare within groups (by position, not by text).
 
-    With dynamic sampling further rounds of P problems follow while fewer than P groups have unequal rewards; what
-    trains are the first P of those, topped up with others if the rounds do not yield enough. Metrics are of all that
+    With dynamic sampling further rounds of P problems follow while fewer than P groups have unequal rewards, before a
+    penalty for length: a group without a right answer teaches no answer, however its lengths differ. What trains are
+    the first P of those, topped up with others if the rounds do not yield enough. Metrics are of all that
     was sampled, those of advantages of what trains.
     """
     size = config.group_size
@@ -91,11 +92,11 @@ def collect_rollout(
         seed_parts = (seed, "rollout", step, number) if number else (seed, "rollout", step)
         drawn = draw_problems(problems, wanted, derive_seed(seed, "round", number) if number else seed, step)
         rounds.append(_sample_and_grade(sampler, tokenizer, drawn, size, sampling, grade, seed_parts))
-        rewards = _shaped_rewards(rounds, config, sampling.max_tokens)
-        if int((~uniform_groups(rewards)).sum()) >= wanted:
+        graded = _graded_rewards(rounds, size)
+        if int((~uniform_groups(graded)).sum()) >= wanted:
             break
-    groups = informative_first(rewards, wanted)
-    return _assembled(rounds, rewards, groups, config)
+    groups = informative_first(graded, wanted)
+    return _assembled(rounds, graded, groups, config, sampling.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -139,25 +140,32 @@ def _sample_and_grade(
     )
 
 
-def _shaped_rewards(rounds: Sequence[_Round], config: GRPOConfig, max_tokens: int) -> Tensor:
-    """(groups, G) rewards that train: the grader's, less the penalty of overlong responses."""
-    lengths = [len(item.response_ids) for one in rounds for item in one.completions]
+def _graded_rewards(rounds: Sequence[_Round], size: int) -> Tensor:
+    """(groups, G) rewards of the grader."""
+    return torch.tensor([verdict.reward for one in rounds for verdict in one.grades]).view(-1, size)
+
+
+def _length_penalties(completions: Sequence[Completion], config: GRPOConfig, max_tokens: int) -> Tensor:
+    """(groups, G) what is added to the grader's rewards: 0 or less, for overlong responses."""
+    lengths = [len(item.response_ids) for item in completions]
     penalties = overlong_penalties(lengths, max_tokens, config.overlong_buffer, config.overlong_penalty)
-    rewards = torch.tensor([verdict.reward for one in rounds for verdict in one.grades]) + torch.tensor(penalties)
-    return rewards.view(-1, config.group_size)
+    return torch.tensor(penalties).view(-1, config.group_size)
 
 
-def _assembled(rounds: Sequence[_Round], rewards: Tensor, groups: Sequence[int], config: GRPOConfig) -> Rollout:
+def _assembled(
+    rounds: Sequence[_Round], graded: Tensor, groups: Sequence[int], config: GRPOConfig, max_tokens: int
+) -> Rollout:
     """The rollout of the chosen groups, with metrics of all."""
     size = config.group_size
     rows = [group * size + offset for group in groups for offset in range(size)]
     problems, completions, grades = (
         [item for one in rounds for item in getattr(one, part)] for part in ("problems", "completions", "grades")
     )
+    rewards = graded + _length_penalties(completions, config, max_tokens)
     kept = rewards[list(groups)]
     advantages = group_advantages(kept, config.advantage_eps, config.use_std_normalization, config.baseline)
     metrics = completion_metrics(completions, grades) | {
-        "train/zero_variance_share": group_statistics(rewards).uniform_groups,
+        "train/zero_variance_share": group_statistics(graded).uniform_groups,
         "train/groups_sampled": float(len(rewards)),
         "train/tokens": float(sum(len(completions[row].response_ids) for row in rows)),
         "train/tokens_sampled": float(sum(len(item.response_ids) for item in completions)),

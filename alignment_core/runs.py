@@ -19,6 +19,9 @@ class RunContext(Protocol):
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Record a table of samples, e.g. rollouts."""
 
+    def set_aside(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> str:
+        """Keep samples to look at, where a further attempt does not remove them; returns where, for an error."""
+
     def seconds(self) -> float:
         """Wall-clock time spent so far, attempts that were cut off included as far as their checkpoint covers them."""
 
@@ -56,6 +59,11 @@ class MemoryRun:
     def emit_rows(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Keep the table in `rows`."""
         self.rows.append((name, step, [dict(row) for row in rows]))
+
+    def set_aside(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> str:
+        """Keep the samples in `rows`, too."""
+        self.emit_rows(name, step, rows)
+        return f"the run's rows {name!r}"
 
     def seconds(self) -> float:
         """Since it was made."""

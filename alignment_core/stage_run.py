@@ -1,5 +1,6 @@
 """A stage under way: its work folder, its record, its checkpoints; what it saved is what it goes on from."""
 
+import json
 import os
 import shutil
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_core.checkpoint_folders import complete_checkpoints, crc32, find_flaw, read_marker, seal
-from alignment_core.durable import sync_folder
+from alignment_core.durable import sync_folder, write_durably
 from alignment_core.events import EVENTS, Event, OnEvent, read_events
 from alignment_core.interruption import Interrupted, Interruption
 from alignment_core.manifest import RECORD
@@ -23,6 +24,7 @@ class StageRun:
     WORK/output/            what will be published (its record/ subfolder holds events.jsonl)
     WORK/state/             what will be kept beside it (alignment_core.extension)
     WORK/checkpoints/N/     complete checkpoints, marker `complete.json` written before the rename
+    WORK.NAME.json          samples set aside: beside the folder, which the next attempt brings back to its checkpoint
     """
 
     def __init__(
@@ -131,6 +133,12 @@ class StageRun:
         """Record a table of samples."""
         self._at_boundary(step)
         self._append(Event(kind="rows", step=step, time=time.time(), name=name, rows=[dict(row) for row in rows]))
+
+    def set_aside(self, name: str, step: int, rows: Sequence[Mapping[str, object]]) -> str:
+        """Write samples beside the work folder; returns the file's path."""
+        path = self.folder.with_name(f"{self.folder.name}.{name}.json")
+        write_durably(path, json.dumps({"step": step, "rows": rows}))
+        return str(path)
 
     def say(self, text: str) -> None:
         """Record a line for whoever watches."""

@@ -28,7 +28,7 @@ ALWAYS: dict[str, str] = {
     "train/advantage_std": "unbiased standard deviation of the advantages",
     "train/advantage_min": "lowest advantage",
     "train/advantage_max": "highest advantage",
-    "train/zero_variance_share": "share of sampled groups whose rewards are all equal, so that they teach nothing",
+    "train/zero_variance_share": "share of sampled groups whose graded rewards are all equal: they teach no answer",
     "train/groups_sampled": "groups sampled; above P only under dynamic sampling",
     "train/overlong_penalty": "mean penalty taken off the rewards for length; 0 without an overlong buffer",
     "train/entropy": "mean entropy of the policy's next-token distribution, nats per response token",

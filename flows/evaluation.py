@@ -24,12 +24,18 @@ from tasks.workspace import Workspace
 
 TERMS: dict[str, dict[str, Any]] = {
     "r1_zero": {"prompt": "reasoning", "evaluation.reward": "r1_zero", "evaluation.few_shot": None},
-    "question_only": {"prompt": "question_only", "evaluation.reward": "question_only", "evaluation.few_shot": None},
+    "question_only": {
+        "prompt": "question_only",
+        "evaluation.reward": "question_only",
+        "evaluation.few_shot": None,
+        "sampling.stop": [],
+    },
     "few_shot": {"evaluation.reward": "number", "evaluation.few_shot.template": "few_shot"},
     "few_shot_boxed": {"evaluation.reward": "question_only", "evaluation.few_shot.template": "few_shot_boxed"},
 }
 """Ways to ask and to read the answer, as settings over a preset's own: tags, a box, the last number after worked
-examples, a box after worked examples."""
+examples, a box after worked examples. Format and reward are those of the name, the words of the prompts are our own; a
+published prompt is a file to give as `prompt`."""
 FORMATS = ("jsonl", "lm-eval")
 """jsonl: results.jsonl and summary.json. lm-eval: also the files of lm-evaluation-harness (`--log_samples`)."""
 
@@ -55,7 +61,8 @@ def evaluation(
         executor: Where the stages that need torch run: local, here; work-pool, on the workers of the GPU pool.
         artifact: Key of a finished stage that holds a model; default: the preset's model.
         out: Folder that receives results.jsonl and summary.json.
-        terms: How to ask: r1_zero, question_only, few_shot or few_shot_boxed; overrides go over it.
+        terms: How to ask: r1_zero, question_only, few_shot or few_shot_boxed, in our own words; overrides go over it,
+            such as {"prompt": "FILE"} for a published template.
         layout: jsonl; lm-eval also writes the files of lm-evaluation-harness.
     """
     settings = settings_of(terms) | (overrides or {})

@@ -122,7 +122,7 @@ LOOP_MUTANTS: list[Mutant] = [
             'guard.finite("gradient norm", float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))',
             "float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))",
         ),
-        ("no batch in the record", "self.run.emit_rows(BROKEN_BATCH, self.step, rows)", "pass"),
+        ("no batch in the record", "self.run.set_aside(BROKEN_BATCH, self.step, rows)", "''"),
     ),
     *of_room(
         "optimization",
@@ -286,8 +286,17 @@ LOOP_MUTANTS: list[Mutant] = [
         GROUPS,
         (
             "the first groups, whatever they teach",
-            "groups = informative_first(rewards, wanted)",
+            "groups = informative_first(graded, wanted)",
             "groups = list(range(wanted))",
+        ),
+    ),
+    *of_room(
+        "rollouts",
+        (f"{VARIANTS}::test_a_group_that_differs_in_length_alone_is_replaced",),
+        (
+            "groups that differ in length alone count",
+            "[verdict.reward for one in rounds for verdict in one.grades]",
+            "[v.reward - len(c.response_ids) / 9 for r in rounds for v, c in zip(r.grades, r.completions)]",
         ),
     ),
     *of_room(

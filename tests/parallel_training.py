@@ -12,19 +12,27 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from test_dpo import CONFIG as DPO_CONFIG
 from test_policy_gradient import CONFIG, OFF_POLICY, PROBLEMS, SAMPLING, TOKENIZER, likes_low_letters
 from test_sft import CONFIG as SFT_CONFIG
 from test_sft import EXAMPLES
+from tiny_loops import PAIRS
 from tiny_models import tiny_model
 from transformers import PreTrainedModel
 
+from alignment_core.dpo import train_dpo
 from alignment_core.models import tensors_by_name
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.processes import join_processes, process_count, process_rank
+from alignment_core.processes import join_processes, leave_processes, process_count, process_rank
 from alignment_core.runs import MemoryRun
 from alignment_core.sft import train_sft
 
-LOOPS = ("sft", "grpo", "off_policy")
+GRPO_LOOPS = {
+    "grpo": CONFIG,
+    "off_policy": OFF_POLICY,
+    "kl": CONFIG.model_copy(update={"kl_coefficient": 0.5, "dynamic_sampling_rounds": 1}),
+}
+LOOPS = ("sft", "dpo", *GRPO_LOOPS)
 SMALL = {"micro_batch_tokens": 24}
 """Small micro-batches, so that every process has some."""
 
@@ -34,8 +42,10 @@ def train(loop: str) -> tuple[PreTrainedModel, MemoryRun]:
     model, run = tiny_model(TOKENIZER), MemoryRun()
     if loop == "sft":
         train_sft(model, TOKENIZER, EXAMPLES, SFT_CONFIG.model_copy(update=SMALL), run, seed=3)
+    elif loop == "dpo":
+        train_dpo(model, TOKENIZER, PAIRS, DPO_CONFIG.model_copy(update=SMALL), run, seed=3)
     else:
-        config = (CONFIG if loop == "grpo" else OFF_POLICY).model_copy(update=SMALL)
+        config = GRPO_LOOPS[loop].model_copy(update=SMALL)
         train_grpo(model, TOKENIZER, PROBLEMS, config, SAMPLING, likes_low_letters, run, seed=3)
     return model, run
 
@@ -52,6 +62,7 @@ def main() -> None:
             save_file(weights, out / f"{loop}.safetensors")
         numbers = {"processes": process_count(), "points": run.points, "lines": run.lines}
         (out / f"{loop}-{process_rank()}.json").write_text(json.dumps(numbers), encoding="utf-8")
+    leave_processes()  # gloo's threads, left to the end of the interpreter, at times abort it
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The engine of the training loops: what it makes of its settings, and what it says of bad input."""
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,15 +26,16 @@ from alignment_core.engine import Engine
 from alignment_core.hardware import devices, memory_advice
 from alignment_core.optimization import BROKEN_BATCH, StepGuard, apply_update, make_optimizer
 from alignment_core.policy_gradient import train_grpo
-from alignment_core.runs import MemoryRun
+from alignment_core.runs import MemoryRun, RunContext
 from alignment_core.sampling import PromptRequest, make_sampler
 from alignment_core.sft import train_sft
+from alignment_core.stage_run import StageRun
 from alignment_core.training_config import EngineConfig, GRPOConfig
 
 SEQUENCES = [TokenSequence([1, 2, 3], [4, 5]), TokenSequence([6], [7, 8, 9])]
 
 
-def run_sft(model: PreTrainedModel, run: MemoryRun) -> None:
+def run_sft(model: PreTrainedModel, run: RunContext) -> None:
     train_sft(model, TOKENIZER, EXAMPLES, SFT, run, seed=3)
 
 
@@ -209,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_keeps_its_batch_and_the_checkpo
 
     model = tiny_model(TOKENIZER)
     run = Breaks(tmp_path, spoil)
-    match = r"the loss is nan at step 2: its batch is in the run's record as rows 'broken_batch'"
+    match = r"the loss is nan at step 2: its batch is in the run's rows 'broken_batch'; lower"
     # A policy without a finite logit cannot be sampled, so GRPO's sampler keeps the weights of the start.
     if train is run_grpo:
         sampler = make_sampler(tiny_model(TOKENIZER), TOKENIZER, SAMPLING)
@@ -220,6 +223,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_keeps_its_batch_and_the_checkpo
         with pytest.raises(FloatingPointError, match=match):
             train(model, run)
     assert_batch_is_kept(run, size, tmp_path)
+
+
+def test_the_batch_of_a_broken_stage_outlasts_the_next_attempt(tmp_path: Path):
+    model = tiny_model(TOKENIZER)
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.inf
+    work = tmp_path / "sft-0123"
+    run = StageRun(work)
+    run.resume()
+    kept = tmp_path / "sft-0123.broken_batch.json"
+    with pytest.raises(
+        FloatingPointError, match=f"the loss is nan at step 1: its batch is in {re.escape(str(kept))}; lower"
+    ):
+        run_sft(model, run)
+    run.close()
+    StageRun(work).resume()
+    batch = json.loads(kept.read_text())
+    assert (batch["step"], len(batch["rows"])) == (1, 5)
+    assert all(row["response_ids"] for row in batch["rows"])
 
 
 @LOOPS

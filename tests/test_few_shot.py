@@ -247,6 +247,11 @@ def test_others_terms_differ_in_what_they_ask(monkeypatch: pytest.MonkeyPatch) -
     assert sample.template == read_template("few_shot")
     assert sample.sampling.stop == ("\nQuestion:", "</answer>")
     assert inputs == {"model", "problems", "examples"}
+    assert {name: stages["sample"][0].sampling.stop for name, stages in asked.items() if "few" not in str(name)} == {
+        None: ("</answer>",),
+        "r1_zero": ("</answer>",),
+        "question_only": (),
+    }
     assert asked["few_shot_boxed"]["few_shot"][0].reward == "question_only"
     with pytest.raises(ValueError, match="no terms 'few-shot': choose one of r1_zero, question_only"):
         settings_of("few-shot")

@@ -298,6 +298,16 @@ def test_overlong_responses_lose_reward():
     assert rollout_of(Texts("Azzz")).metrics["train/overlong_penalty"] == 0.0
 
 
+def test_a_group_that_differs_in_length_alone_is_replaced():
+    # The first group is wrong twice, once short and once long: rewards 0 and 0, with the penalty 0 and -0.5.
+    sampler = Texts("ÉzAz", "Azzz")
+    rollout = rollout_of(sampler, dynamic_sampling_rounds=5, overlong_buffer=2, overlong_penalty=0.5)
+    assert [item.text for item in rollout.completions] == list("AzAz")
+    assert rollout.weights.tolist() == [0.75, -0.75, 0.75, -0.75]
+    assert rollout.metrics["train/zero_variance_share"] == 0.5
+    assert not sampler.rounds
+
+
 def test_an_overlong_buffer_without_room_is_refused():
     with pytest.raises(ValueError, match=r"take less than sampling\.max_tokens, which is 6"):
         first_step(configured(overlong_buffer=6))

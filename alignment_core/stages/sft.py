@@ -37,6 +37,8 @@ def nested_subset(examples: list[TokenSequence], size: int | None, seed: int) ->
     Raises ValueError if there are fewer than `size`.
     """
     if size is not None and size > len(examples):
-        raise ValueError(f"sweep.sizes asks for {size} examples, and there are {len(examples)}: lower it or use 'full'")
+        raise ValueError(
+            f"examples.size asks for {size} examples, and there are {len(examples)}: lower it or use 'full'"
+        )
     order = permutation(len(examples), derive_seed(seed, "subset"))
     return [examples[index] for index in order[:size]]
