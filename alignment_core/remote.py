@@ -78,14 +78,15 @@ class RemoteFolder:
             while chunk := file.read(CHUNK):
                 yield chunk
 
-    def write(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole."""
+    def write(self, name: str, content: bytes, durable: bool = True) -> None:
+        """Replace a file as a whole; one that a power cut may take need not wait for a disk."""
         path = self._path(name)
         with self._told(f"write {name}", writing=True):
             if self._is_posix:
-                with self._staged(path) as staged:
+                with self._staged(path, durable) as staged:
                     Path(staged).write_bytes(content)
-                    sync_file(Path(staged))
+                    if durable:
+                        sync_file(Path(staged))
                     os.replace(staged, path)
             else:
                 self._fs.pipe_file(path, content)
@@ -188,16 +189,19 @@ class RemoteFolder:
         return path
 
     @contextmanager
-    def _staged(self, final: str) -> Iterator[str]:
+    def _staged(self, final: str, durable: bool = True) -> Iterator[str]:
         """A name of one's own beside the final one, and the folder for it; gone after the block."""
-        path = Path(final)
-        if not os.path.isdir(self._base):
-            raise FileNotFoundError(self._base)  # the mount is gone: do not fill the folder that it covered
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path, folder = Path(final), Path(self._base)
+        # Never the base itself: without it the mount is gone, and the folder that it covered is not to be filled.
+        for part in path.parent.relative_to(folder).parts:
+            folder /= part
+            with suppress(FileExistsError):
+                folder.mkdir()
         staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
         try:
             yield str(staged)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
         finally:
             staged.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import Any
 
+import httpx
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
@@ -47,7 +48,12 @@ def start_embedded_server() -> None:
     Raises what starting it raises.
     """
     settings = get_current_settings()
-    if not settings.api.url and settings.server.ephemeral.enabled:
+    if settings.api.url or not settings.server.ephemeral.enabled:
+        return
+    try:
+        EmbeddedServer().start()
+    except httpx.TimeoutException:  # whatever the limit for its start, Prefect gives the first answer 5 s, once
+        EmbeddedServer().stop()
         EmbeddedServer().start()
 
 

@@ -1,16 +1,23 @@
 """Fixtures shared by the whole suite."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from alignment_core.store import Store
 
 # A shell that starts the suite in the background has it ignore SIGINT, and every child process would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run, and no limit of time on one: a machine that stands still for a moment is no finding.
+# HYPOTHESIS_PROFILE=default draws new ones.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

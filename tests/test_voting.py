@@ -49,11 +49,11 @@ def test_majority_by_hand() -> None:
 
 
 def test_many_different_answers_are_counted_in_a_moment() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     votes = ((9, 9), (8, 0), (7, 0), (5, 0), *[(2, 0)] * 8, *[(1, 0)] * 19)
     for k in (1, 2, 4, 8, 16, 32, 64):
         majority_share(Ballot(votes), k)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("k", [0, 5])
