@@ -13,7 +13,7 @@ not a random choice; so the base model's plain question-answer accuracy belongs 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import isfinite
 
 from pydantic import Field
@@ -35,6 +35,9 @@ from alignment_core.records import EvalReport, Record
 from alignment_core.seed_statistics import accuracy_over_seeds
 from alignment_core.stage_config import Comparison, Contrast
 from alignment_core.statistics import wilson_interval
+
+ROUND = re.compile(r"/round-\d+$")
+"""What the name of an Expert Iteration round before the last has after its member's."""
 
 
 class EvaluationRow(Record):
@@ -111,7 +114,7 @@ class Analysis(Record):
     gains: list[GainSplit]
     groups: list[GroupRow]
     setting_comparisons: list[SettingComparison] = Field(default_factory=list)
-    """Settings against each other over their seeds; corrected together with `comparisons`."""
+    """Settings against each other over their seeds; those that decide are corrected together with `comparisons`'."""
     zero_shot: list[str]
     """Names of the zero-shot baselines."""
     plain: list[str]
@@ -132,14 +135,22 @@ def analyze(
 
     Every run is compared with its `start` and with the zero-shot baseline (of its own seed where there is one);
     every setting of several seeds with the setting of its start and with the baseline; and the settings of each of
-    `contrasts`. Raises ValueError for repeated or missing names, for outcomes that contradict a report, for numbers
+    `contrasts`.
+
+    Verdicts are about settings, and one Holm correction goes over the comparisons that they rest on: of a setting of
+    several seeds the one over its seeds, of a setting of one run that run's, and every contrast. All others are
+    exploratory, without correction and verdict: the single runs among several seeds, and the rounds of Expert
+    Iteration before the last.
+
+    Raises ValueError for repeated or missing names, for outcomes that contradict a report, for numbers
     that are none (NaN), and for a comparison of runs over different problems.
     """
     _check(evaluations, reports, correct)
     rows = [_row(evaluation, reports[evaluation.name]) for evaluation in evaluations]
-    pairs = [pair for evaluation in evaluations for pair in _pairs_of(evaluation, evaluations)]
-    tested = [compare_runs(pair, correct[pair.name], correct[pair.against], seed, resamples) for pair in pairs]
     members = _members(rows)
+    alone = {group[0].name for group in members.values() if len(group) == 1}
+    pairs = [pair for evaluation in evaluations for pair in _pairs_of(evaluation, evaluations, alone)]
+    tested = [compare_runs(pair, correct[pair.name], correct[pair.against], seed, resamples) for pair in pairs]
     runs = {name: [Run(row.seed, correct[row.name]) for row in group] for name, group in members.items()}
     for pair in _setting_pairs(pairs, members, contrasts):
         tested.append(compare_settings(pair, runs[pair.name], runs[pair.against], seed, resamples))
@@ -213,16 +224,20 @@ def _row(evaluation: Comparison, report: EvalReport) -> EvaluationRow:
     )
 
 
-def _pairs_of(evaluation: Comparison, evaluations: Sequence[Comparison]) -> list[Pair]:
-    """With what the evaluation is compared: its start and the zero-shot baseline, once if they are the same."""
+def _pairs_of(evaluation: Comparison, evaluations: Sequence[Comparison], alone: Container[str]) -> list[Pair]:
+    """With what the evaluation is compared: its start and the zero-shot baseline, once if they are the same.
+
+    alone: runs that are all of their setting, which decide unless they are a round before the last.
+    """
+    decides = evaluation.name in alone and not ROUND.search(evaluation.name)
     pairs: list[Pair] = []
     if evaluation.start is not None:
-        pairs.append(Pair(evaluation.name, evaluation.start, ["start"]))
+        pairs.append(Pair(evaluation.name, evaluation.start, ["start"], decides))
     baseline = _baseline(evaluation, evaluations)
     if baseline == evaluation.start and pairs:
         pairs[0].relations.append("zero-shot")
     elif baseline is not None:
-        pairs.append(Pair(evaluation.name, baseline, ["zero-shot"]))
+        pairs.append(Pair(evaluation.name, baseline, ["zero-shot"], decides))
     return pairs
 
 
@@ -252,7 +267,11 @@ def _setting_pairs(
         runs = [(own.name, other.name) for own in members[sides[0]] for other in members[sides[1]]]
         if len(runs) > 1 or not compared.issuperset(runs):
             found.setdefault((sides[0], sides[1]), []).append("contrast")
-    return [Pair(name, against, relations) for (name, against), relations in found.items()]
+    rounds = {name for name, rows in members.items() if all(ROUND.search(row.name) for row in rows)}
+    return [
+        Pair(name, against, relations, name not in rounds or "contrast" in relations)
+        for (name, against), relations in found.items()
+    ]
 
 
 def _baseline(evaluation: Comparison, evaluations: Sequence[Comparison]) -> str | None:

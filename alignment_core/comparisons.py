@@ -1,7 +1,8 @@
 """Paired comparisons over the same problems: run against run, and setting against setting over their seeds.
 
-A verdict comes from a test and an interval together, after Holm's correction over every comparison of an analysis;
-never from two point estimates. Two runs are compared problem by problem (exact McNemar test; a sign-flip test where
+A verdict comes from a test and an interval together, never from two point estimates. Holm's correction goes over the
+comparisons of an analysis that decide (`analysis.analyze` says which); the others are exploratory and get no verdict.
+Two runs are compared problem by problem (exact McNemar test; a sign-flip test where
 problems were sampled several times), two settings by problem and seed (`alignment_core.seed_statistics`).
 """
 
@@ -14,7 +15,8 @@ from alignment_core.seed_statistics import difference_over_seeds
 from alignment_core.seeding import derive_seed
 from alignment_core.statistics import holm, mcnemar_exact, paired_bootstrap, sign_flip_test
 
-Verdict = Literal["better", "worse", "cannot tell"]
+Verdict = Literal["better", "worse", "cannot tell", "exploratory"]
+"""`exploratory`: a comparison that decides nothing, whose p-value is not corrected."""
 Relation = Literal["start", "zero-shot", "contrast"]
 Test = Literal["mcnemar", "sign_flip", "seeds_and_problems"]
 Outcomes = Mapping[str, tuple[float, float]]
@@ -45,8 +47,8 @@ class PairedComparison(Record):
     high: float
     p_value: float
     """Two-sided, of `test`."""
-    p_holm: float
-    """The same, corrected for all comparisons of the analysis."""
+    p_holm: float | None
+    """The same, corrected for all comparisons of the analysis that decide; None for an exploratory one."""
     verdict: Verdict
     test: Test = "mcnemar"
 
@@ -71,7 +73,7 @@ class SettingComparison(Record):
     seed_sd: float | None
     """Standard deviation of the difference between seeds; None for one seed."""
     p_value: float
-    p_holm: float
+    p_holm: float | None
     verdict: Verdict
     test: Test
     note: str = ""
@@ -84,6 +86,8 @@ class Pair(NamedTuple):
     name: str
     against: str
     relations: list[Relation]
+    decides: bool = True
+    """Whether it gets a verdict, and so counts in the correction."""
 
 
 class Tested(NamedTuple):
@@ -94,6 +98,7 @@ class Tested(NamedTuple):
     low: float
     high: float
     p_value: float
+    decides: bool
 
 
 class Run(NamedTuple):
@@ -111,12 +116,15 @@ def verdict(p_value: float, low: float, high: float) -> Verdict:
 
 
 def conclude(tested: Sequence[Tested]) -> tuple[list[PairedComparison], list[SettingComparison]]:
-    """The comparisons of one analysis with their verdicts: one Holm correction over all of them."""
+    """The comparisons of one analysis with their verdicts: one Holm correction over those that decide."""
     runs: list[PairedComparison] = []
     settings: list[SettingComparison] = []
-    for result, p_holm in zip(tested, holm([one.p_value for one in tested]), strict=True):
+    corrected = iter(holm([one.p_value for one in tested if one.decides]))
+    for result in tested:
+        p_holm = next(corrected) if result.decides else None
+        said = "exploratory" if p_holm is None else verdict(p_holm, result.low, result.high)
         ends = {"low": result.low, "high": result.high, "p_value": result.p_value, "p_holm": p_holm}
-        told = {**result.fields, **ends, "verdict": verdict(p_holm, result.low, result.high)}
+        told = {**result.fields, **ends, "verdict": said}
         if result.kind is PairedComparison:
             runs.append(PairedComparison.model_validate(told))
         else:
@@ -135,7 +143,7 @@ def compare_runs(pair: Pair, first: Outcomes, second: Outcomes, seed: int, resam
     whole = all(value in {0.0, 1.0} for value in (*a, *b))
     flips = derive_seed(seed, "sign_flip", pair.name, pair.against)
     fields: dict[str, object] = {
-        **pair._asdict(),
+        **_named(pair),
         "n": len(a),
         "both": both,
         "only_name": only_name,
@@ -145,7 +153,7 @@ def compare_runs(pair: Pair, first: Outcomes, second: Outcomes, seed: int, resam
         "test": "mcnemar" if whole else "sign_flip",
     }
     p_value = mcnemar_exact(only_name, only_against) if whole else sign_flip_test(differences, flips, resamples)
-    return Tested(PairedComparison, fields, low, high, p_value)
+    return Tested(PairedComparison, fields, low, high, p_value, pair.decides)
 
 
 def compare_settings(pair: Pair, first: Sequence[Run], second: Sequence[Run], seed: int, resamples: int) -> Tested:
@@ -159,7 +167,7 @@ def compare_settings(pair: Pair, first: Sequence[Run], second: Sequence[Run], se
     a, b = ([[float(run.outcomes[one][1]) for one in problem_ids] for run in runs] for runs in (ones, others))
     estimate = difference_over_seeds(a, b)
     fields: dict[str, object] = {
-        **pair._asdict(),
+        **_named(pair),
         "seeds": seeds,
         "left_out": left_out,
         "n": estimate.problems,
@@ -169,10 +177,10 @@ def compare_settings(pair: Pair, first: Sequence[Run], second: Sequence[Run], se
         "note": _note(estimate.note, left_out),
     }
     if estimate.p_value is not None:
-        return Tested(SettingComparison, fields, estimate.low, estimate.high, estimate.p_value)
+        return Tested(SettingComparison, fields, estimate.low, estimate.high, estimate.p_value, pair.decides)
     single = compare_runs(pair, ones[0].outcomes, others[0].outcomes, seed, resamples)
     fields["test"] = single.fields["test"]
-    return Tested(SettingComparison, fields, single.low, single.high, single.p_value)
+    return Tested(SettingComparison, fields, single.low, single.high, single.p_value, pair.decides)
 
 
 def same_problems(runs: Mapping[str, Outcomes]) -> list[str]:
@@ -218,6 +226,11 @@ def _paired(
         )
     left_out = sorted(seed for seed in by_seed.keys() ^ other.keys() if seed is not None)
     return [by_seed[s] for s in seeds], [other[s] for s in seeds], [s for s in seeds if s is not None], left_out
+
+
+def _named(pair: Pair) -> dict[str, object]:
+    """What a comparison is between, as fields of its record."""
+    return {"name": pair.name, "against": pair.against, "relations": pair.relations}
 
 
 def _note(note: str, left_out: Sequence[int]) -> str:

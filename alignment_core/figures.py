@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from alignment_core.analysis import Analysis, EvaluationRow
+from alignment_core.analysis import ROUND, Analysis, EvaluationRow
 from alignment_core.chart import Axis, Panel, linear_axis, log_axis, rows_axis, rows_height
 from alignment_core.drawing import Figure, Look, color, line_legend, look, patch_legend, short
-from alignment_core.report_answers import ROUND, ExperimentAnswer, MemberAnswer
+from alignment_core.report_answers import ExperimentAnswer, MemberAnswer
 
 _START = Look(color(5), "3 3", "ring")
 _CATEGORIES = {

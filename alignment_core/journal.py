@@ -11,11 +11,13 @@ a run that was killed.
 import fcntl
 import json
 import os
+import re
+import shlex
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -28,6 +30,11 @@ from alignment_core.redaction import redact_all
 
 FOLDER = ".journal"
 OPEN = ".open.jsonl"
+COMMANDS = {"study": "run", "evaluation": "eval", "expert-iteration": "ei"}
+"""Flow -> command, where their names differ."""
+_WORDS = re.compile(r"(?:[A-Za-z]|\.{0,2}/)[\w./@+-]*(?: [\w./@+-]+)*", re.ASCII)
+_NO_TEXT = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf", "infinity"}
+"""Words that YAML, or who types a number, reads as something else."""
 
 
 class Began(Record):
@@ -40,7 +47,7 @@ class Began(Record):
     name: str
     """For people, e.g. `study tiny seed0`."""
     request: dict[str, Any] = Field(default_factory=dict)
-    """Flow, preset and overrides: what to ask for again."""
+    """Flow, preset (a file by its whole path), overrides and model: what to ask for again."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Every setting of the study; empty in journals of older versions."""
     tags: dict[str, str] = Field(default_factory=dict)
@@ -114,13 +121,25 @@ class PastRun:
             _close(self.path)
 
     def command(self) -> str:
-        """What to type to ask for the same again; empty if it is not known."""
+        """What to type to ask for the same again, from any folder of its host; empty if it is not known."""
         request = self.began.request
-        if "preset" not in request:
-            return ""
-        settings = [f"--set '{name}={json.dumps(value)}'" for name, value in (request.get("overrides") or {}).items()]
-        flow = {"study": "run", "evaluation": "eval", "expert_iteration": "ei"}.get(request["flow"], request["flow"])
-        return " ".join(["alignflow", flow, str(request["preset"]), *settings])
+        return command_line(request["flow"], str(request["preset"]), request) if "preset" in request else ""
+
+
+def command_line(flow: str, preset: str, request: Mapping[str, Any]) -> str:
+    """The command that runs a flow on a preset with a request's overrides and model, quoted for a shell."""
+    words = ["alignflow", COMMANDS.get(flow, flow), preset]
+    for name, value in (request.get("overrides") or {}).items():
+        words += ["--set", f"{name}={_as_yaml(value)}"]
+    if request.get("artifact"):
+        words += ["--model", str(request["artifact"])]
+    return shlex.join(words)
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as `--set` reads it back: plain words as they are, all else as JSON, which is YAML."""
+    plain = isinstance(value, str) and _WORDS.fullmatch(value) and value.lower() not in _NO_TEXT
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 class RunJournal:

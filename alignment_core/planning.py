@@ -5,16 +5,18 @@ there is one, else with a placeholder, so that the stages after it can be told a
 their own from those that run only if what is before them comes out differently. Nothing is written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from alignment_core.changes import differences, explain_miss
 from alignment_core.config import ScratchModelConfig
+from alignment_core.events import read_events
 from alignment_core.extension import find_shorter
-from alignment_core.forecast import Forecast, Source, forecast
+from alignment_core.forecast import PROBLEMS, Forecast, Like, Source, forecast, split_sizes
 from alignment_core.manifest import Components, Manifest
 from alignment_core.model_size import CHECKPOINT_BYTES, WEIGHT_BYTES, ModelSize, checkpoint_size, scratch_size
 from alignment_core.records import ArtifactRef, Record
@@ -123,7 +125,9 @@ class Planner:
         self.notes: list[str] = []
         self._sizes: dict[str, ModelSize | None] = {}
         """Size of the model in an artifact, by key."""
-        self._by_kind: dict[str, Manifest | None] = {}
+        self._splits: dict[str, Mapping[str, int]] = {}
+        """Problems of each split, by the key of their artifact."""
+        self._by_kind: dict[str, Like | None] = {}
         self._ledger = store.ledger()
 
     def plan(self) -> Plan:
@@ -147,6 +151,8 @@ class Planner:
             accepted = found.accepted
             reason = found.reason or ("same key" if found.ref else self._why(spec))
         size = self._sizes[ref.key] = self._model_size(spec, ref)
+        if spec.stage == "prepare":
+            self._splits[ref.key] = self._counted(ref) or split_sizes(spec.config["data"])
         self.stages[spec.label] = PlannedStage(
             label=spec.label,
             stage=spec.stage,
@@ -205,21 +211,45 @@ class Planner:
         return explain_miss(self.store, spec.components, spec.label) + progress
 
     def _forecast(self, spec: StageSpec, size: ModelSize | None) -> Forecast | None:
-        alike = self._newest(spec.stage)
-        folder = self.store.folder(alike.ref()) / "model" if alike is not None else None
-        if alike is not None and "model" in alike.parents:
-            folder = self.store.folder(alike.parents["model"]) / "model"
-        known = checkpoint_size(str(folder)) if folder is not None and folder.is_dir() else None
+        splits = self._problems(spec.inputs.get("problems"))
         parameters = None if size is None else size.parameters
-        return forecast(spec.stage, spec.config, parameters, alike, None if known is None else known.parameters)
+        return forecast(spec.stage, spec.config, parameters, splits, self._like(spec.stage))
 
-    def _newest(self, stage: str) -> Manifest | None:
+    def _like(self, stage: str) -> Like | None:
         """The newest artifact of a kind."""
         if stage not in self._by_kind:
             keys = [line["key"] for line in reversed(self._ledger) if line["stage"] == stage]
             found = (_manifest(self.store, stage, key) for key in keys)
-            self._by_kind[stage] = next((one for one in found if one is not None), None)
+            newest = next((one for one in found if one is not None), None)
+            self._by_kind[stage] = None if newest is None else self._measure(newest)
         return self._by_kind[stage]
+
+    def _measure(self, manifest: Manifest) -> Like:
+        """What a stage of the store did, on how large a model, and how long it took."""
+        folder = self.store.folder(manifest.parents.get("model", manifest.ref())) / "model"
+        known = checkpoint_size(str(folder)) if folder.is_dir() else None
+        return Like(
+            settings=manifest.settings or manifest.components.config,
+            parameters=None if known is None else known.parameters,
+            splits=self._problems(manifest.parents.get("problems")),
+            seconds=manifest.producer.seconds,
+            updates=_update_seconds(self.store.folder(manifest.ref())),
+        )
+
+    def _problems(self, ref: ArtifactRef | None) -> Mapping[str, int]:
+        """Problems of each split that a stage works on."""
+        if ref is None:
+            return PROBLEMS
+        if ref.key not in self._splits:
+            self._splits[ref.key] = self._counted(ref) or PROBLEMS
+        return self._splits[ref.key]
+
+    def _counted(self, ref: ArtifactRef) -> dict[str, int] | None:
+        """The rows of an artifact's splits; None where they are not here."""
+        files = {split: self.store.folder(ref) / f"{split}.jsonl" for split in PROBLEMS}
+        if is_planned(ref) or not all(file.is_file() for file in files.values()):
+            return None
+        return {split: len(file.read_bytes().splitlines()) for split, file in files.items()}
 
     def _model_size(self, spec: StageSpec, ref: ArtifactRef) -> ModelSize | None:
         """Size of the model a stage makes, imports or works on; that of a finished one is read from its folder."""
@@ -236,6 +266,15 @@ class Planner:
 def _manifest(store: Store, stage: str, key: str) -> Manifest | None:
     with suppress(FileNotFoundError, ValidationError):
         return store.manifest(stage, key)
+    return None
+
+
+def _update_seconds(artifact: Path) -> float | None:
+    """Seconds of a stage's optimizer updates; None where its record is not here or tells of none."""
+    with suppress(FileNotFoundError):
+        points = [event.metrics.get("time/update") for event in read_events(artifact) if event.kind == "point"]
+        told = [seconds for seconds in points if seconds is not None]
+        return sum(told) if told else None
     return None
 
 

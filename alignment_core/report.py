@@ -34,6 +34,7 @@ from alignment_core.report_text import (
     quantity,
     setting_value,
     split_row,
+    test_name,
     visible,
     words,
 )
@@ -115,6 +116,7 @@ def render(data: ReportData, figures: Figures | None = None) -> str:
         figures=figures or draw_figures(data),
         rows=rows,
         versus=_versus(data.analysis.comparisons),
+        deciding=_deciding(data),
         gains=[gain for row in rows for gain in data.analysis.gains if gain.name == row.name],
         plain=[row for row in data.analysis.evaluations if row.name in data.analysis.plain],
         reasons=REASONS,
@@ -166,7 +168,20 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (percent, points, p_value, number, quantity, duration, visible, facts, words, split_row, setting_value)
+    shown = (
+        percent,
+        points,
+        p_value,
+        number,
+        quantity,
+        duration,
+        visible,
+        facts,
+        words,
+        split_row,
+        setting_value,
+        test_name,
+    )
     environment.filters |= {function.__name__: function for function in shown}
     environment.filters["moment"] = moment
     return environment
@@ -192,6 +207,12 @@ def _versus(comparisons: Sequence[PairedComparison]) -> dict[str, PairedComparis
         if comparison.name not in found or "start" in comparison.relations:
             found[comparison.name] = comparison
     return found
+
+
+def _deciding(data: ReportData) -> int:
+    """How many comparisons of the page were corrected together."""
+    told = [one.verdict for one in data.analysis.comparisons] + [one.verdict for one in data.setting_comparisons]
+    return sum(verdict != "exploratory" for verdict in told)
 
 
 def _failure_counts(groups: Sequence[GroupRow], rows: Mapping[str, EvaluationRow]) -> dict[str, dict[str, int]]:

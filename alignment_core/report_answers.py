@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alignment_core.analysis import Analysis, EvaluationRow
+from alignment_core.analysis import ROUND, Analysis, EvaluationRow
 from alignment_core.choosing import Choice
 from alignment_core.comparisons import PairedComparison
 from alignment_core.report_data import Interval, ReportData, SettingVerdict
 from alignment_core.report_text import percent, setting_name, setting_value, words
 from alignment_core.stage_config import ExperimentOutline, MemberOutline
 
-ROUND = re.compile(r"/round-\d+$")
-"""What the name of an Expert Iteration round has after its member's."""
 BASELINES = ("zero-shot", "plain")
 
 
@@ -30,6 +28,8 @@ class Versus(NamedTuple):
     high: float | None
     p: float | None
     note: str = ""
+    test: str | None = None
+    """What `p` is of."""
 
 
 @dataclass(frozen=True)
@@ -245,21 +245,26 @@ def _versus(data: ReportData, group: str, against: str, rows: Sequence[Evaluatio
 def _setting_verdict(comparisons: Sequence[SettingVerdict], name: str, against: str) -> Versus | None:
     for one in comparisons:
         if (one.name, one.against) == (name, against):
-            return Versus(against, one.verdict, one.difference, one.low, one.high, one.p_holm, one.note)
+            return Versus(against, one.verdict, one.difference, one.low, one.high, one.p_holm, one.note, one.test)
     return None
 
 
 def _pair(analysis: Analysis, name: str, against: str) -> PairedComparison | None:
-    return next((one for one in analysis.comparisons if (one.name, one.against) == (name, against)), None)
+    """The comparison of two runs, unless it is exploratory: nothing is concluded from that."""
+    deciding = (one for one in analysis.comparisons if one.verdict != "exploratory")
+    return next((one for one in deciding if (one.name, one.against) == (name, against)), None)
 
 
 def _by_seed(against: str, pairs: Sequence[PairedComparison]) -> Versus | None:
-    """What the runs' own comparisons come to: one verdict only where all seeds agree."""
+    """What the runs' own comparisons come to: one verdict only where all seeds agree.
+
+    Several decide only in analyses of older versions, which knew nothing over seeds.
+    """
     if not pairs:
         return None
     if len(pairs) == 1:
         one = pairs[0]
-        return Versus(against, one.verdict, one.difference, one.low, one.high, one.p_holm)
+        return Versus(against, one.verdict, one.difference, one.low, one.high, one.p_holm, test=one.test)
     counts = {kind: sum(pair.verdict == kind for pair in pairs) for kind in ("better", "worse", "cannot tell")}
     agreed = next((kind for kind, count in counts.items() if count == len(pairs)), "cannot tell")
     note = "each seed by itself: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
-from alignment_core.analysis import EvaluationRow
+from alignment_core.analysis import ROUND, EvaluationRow
 from alignment_core.figures import rounds_figure
-from alignment_core.report_answers import ROUND, MemberAnswer
+from alignment_core.report_answers import MemberAnswer
 from alignment_core.report_data import ReportData, Row
 from alignment_core.report_settings import LOSS, STEPS, Answers, all_values, member_value, updates_of
 from alignment_core.report_text import listed, number, setting_name

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from alignment_core.analysis import Analysis
 from alignment_core.choosing import Choice
+from alignment_core.comparisons import Test, Verdict
 from alignment_core.records import Record
 from alignment_core.stage_config import Comparison, ExperimentOutline
 
@@ -74,8 +75,11 @@ class SettingVerdict(Record):
     difference: float
     low: float
     high: float
-    p_holm: float
-    verdict: Literal["better", "worse", "cannot tell"]
+    p_value: float | None = None
+    p_holm: float | None
+    """None for an exploratory one, whose p-value is not corrected."""
+    verdict: Verdict
+    test: Test | None = None
     seeds: list[int] = Field(default_factory=list)
     note: str = ""
 

@@ -6,7 +6,8 @@ Whether this study answers one is read off what its experiments vary, not off it
 from collections.abc import Callable
 from typing import NamedTuple
 
-from alignment_core.report_answers import ROUND, ExperimentAnswer, conclusions
+from alignment_core.analysis import ROUND
+from alignment_core.report_answers import ExperimentAnswer, conclusions
 from alignment_core.report_checks import (
     Check,
     at_least,

@@ -19,6 +19,10 @@ _INVISIBLE = re.compile(
 _SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
+TESTS = {"mcnemar": "exact McNemar", "sign_flip": "sign flip", "seeds_and_problems": "over seeds and problems"}
+"""What a page calls a test."""
+
+
 def percent(share: float | None) -> str:
     """A share as per cent with one decimal; a dash for None."""
     return NOTHING if share is None else f"{100 * share:.1f}"
@@ -39,6 +43,11 @@ def p_value(p: float) -> str:
         return f"< 10{'-99'.translate(_SUPERSCRIPTS)}"
     mantissa, _, exponent = f"{p:.1e}".partition("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def test_name(test: str | None) -> str:
+    """A test of `comparisons.Test` in words; a dash for None."""
+    return NOTHING if test is None else TESTS.get(test, words(test))
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
 
-from alignment_core.report_answers import ROUND
+from alignment_core.analysis import ROUND
 
 Progress = Literal["step", "seconds", "tokens"]
 """What a curve is drawn against."""

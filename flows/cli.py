@@ -254,7 +254,8 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, p
     from flows.display import RichListener, results_table
     from tasks.workspace import watch_with
 
-    source = str(Path(preset).resolve()) if Path(preset).suffix in {".yaml", ".yml"} else preset
+    # The whole path, so that the journal's command works from any folder; links are left as they were typed.
+    source = str(Path(preset).absolute()) if Path(preset).suffix in {".yaml", ".yml"} else preset
     with RichListener(console) as listener:
         watch_with(listener)
         result, error = _user(lambda: _call_flow(name, root.resolve(), preset=source, overrides=settings, **extra))

@@ -67,7 +67,7 @@ def evaluation(
     """
     settings = settings_of(terms) | (overrides or {})
     require_format(layout)
-    with flow_run("evaluation", preset, settings, root, executor) as (workspace, config):
+    with flow_run("evaluation", preset, settings, root, executor, artifact) as (workspace, config):
         if artifact is None:
             evaluated = steps.start(workspace, config).evaluations
         else:

@@ -54,7 +54,7 @@ def forecast_time(plan: Plan) -> Iterator[str]:
     if reckoned := plan.seconds("arithmetic"):
         yield (
             f"time: about {reckoned / 3600:.1f} GPU-hours by arithmetic, not measured: one H100-class GPU at 40 % of "
-            "its rate, 6 ms a decoding step, responses of 400 tokens"
+            "its rate, 6 ms a decoding step, responses of 400 tokens, validation counted"
         )
     if untimed := plan.untimed():
         yield f"time: {len(untimed)} stage(s) not counted: nothing of their kind was run here before"

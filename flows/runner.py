@@ -71,15 +71,23 @@ def require_whole(workspace: Workspace, result: dict[str, Any]) -> None:
 
 @contextmanager
 def flow_run(
-    flow_name: str, preset: str, overrides: dict[str, Any] | None, root: str | None, executor: Executor = "local"
+    flow_name: str,
+    preset: str,
+    overrides: dict[str, Any] | None,
+    root: str | None,
+    executor: Executor = "local",
+    artifact: str | None = None,
 ) -> Iterator[tuple[Workspace, StudyConfig]]:
-    """Validated settings and an open workspace; the planning one while a plan is made."""
+    """Validated settings and an open workspace; the planning one while a plan is made.
+
+    artifact: key of the model that is evaluated in place of the preset's, for the journal.
+    """
     config = load_config(preset, overrides, flow_name)
     planned = PLANNING.get()
     if planned is not None:
         yield planned, config
         return
-    request = {"flow": flow_name, "preset": preset, "overrides": overrides or {}}
+    request = {"flow": flow_name, "preset": preset, "overrides": overrides or {}, "artifact": artifact}
     name, settings = f"{flow_name} {config.name} seed{config.seed}", config.model_dump(mode="json")
     with open_workspace(root, config.name, name, request, settings, executor, model_name(config)) as workspace:
         yield workspace, config

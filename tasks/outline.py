@@ -1,10 +1,10 @@
 """What a page says of a study beside its numbers: what it set out to run, and how to run it again."""
 
-import json
-import shlex
+import os
 from pathlib import Path
 
 from alignment_core.experiments import selected, variations
+from alignment_core.journal import command_line
 from alignment_core.stage_config import ExperimentOutline, MemberOutline
 from alignment_core.study_config import StudyConfig
 from tasks.workspace import Workspace
@@ -32,15 +32,21 @@ def outlines(config: StudyConfig) -> tuple[ExperimentOutline, ...]:
 
 
 def run_again(workspace: Workspace) -> str:
-    """The command that asks for the whole study, a preset file by its name alone; empty in a plan."""
+    """The command that asks for the whole study, to be typed where this one was; empty in a plan.
+
+    It is outside the report's key: a page in the store keeps the words of the run that wrote it.
+    """
     request = {} if workspace.journal is None else workspace.journal.began.request
-    if "preset" not in request:
-        return ""
-    preset = str(request["preset"])
-    words = ["alignflow", "run", Path(preset).name if Path(preset).is_absolute() else preset]
-    for name, value in (request.get("overrides") or {}).items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
+    return command_line("study", _from_here(str(request["preset"])), request) if "preset" in request else ""
+
+
+def _from_here(preset: str) -> str:
+    """A preset file by its way from the current folder, which is how people type it: a page travels."""
+    path = Path(preset)
+    if not path.is_absolute():
+        return preset
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else os.path.relpath(path, here)
 
 
 def code_origin(workspace: Workspace) -> dict[str, str]:

@@ -60,13 +60,23 @@ def test_equal_runs_cannot_be_told_apart() -> None:
 def test_many_comparisons_need_stronger_evidence() -> None:
     # Alone p = 2 * (1/2)^6 = 0.03125 rejects; as one of three it does not.
     alone = _analyze([ZERO, SFT], {"zero-shot": "w" * 20, "sft/seed0": "c" * 6 + "w" * 14})
-    others = [SFT.model_copy(update={"name": f"sft/seed{i}", "seed": i}) for i in range(3)]
-    codes = {"zero-shot": "w" * 20} | {f"sft/seed{i}": "c" * 6 + "w" * 14 for i in range(3)}
+    others = [SFT.model_copy(update={"name": f"sft/{i}/seed0"}) for i in range(3)]
+    codes = {"zero-shot": "w" * 20} | {f"sft/{i}/seed0": "c" * 6 + "w" * 14 for i in range(3)}
     together = _analyze([ZERO, *others], codes)
     assert alone.comparisons[0].p_holm == 0.03125
     assert alone.comparisons[0].verdict == "better"
     assert [c.p_holm for c in together.comparisons] == [0.09375] * 3
     assert {c.verdict for c in together.comparisons} == {"cannot tell"}
+
+
+def test_rounds_before_the_last_are_exploratory_and_cost_no_power() -> None:
+    # The last round alone is p = 2 * (1/2)^6 = 0.03125; with four rounds before it corrected too, 0.156.
+    names = [*(f"ei/base/seed0/round-{i:02d}" for i in range(1, 5)), "ei/base/seed0"]
+    runs = [Comparison(name=name, method="ei", start="zero-shot", seed=0, step=i) for i, name in enumerate(names, 1)]
+    result = _analyze([ZERO, *runs], {"zero-shot": "w" * 20} | {name: "c" * 6 + "w" * 14 for name in names})
+    *rounds, last = result.comparisons
+    assert (last.name, last.p_holm, last.verdict) == ("ei/base/seed0", 0.03125, "better")
+    assert [(c.p_value, c.p_holm, c.verdict) for c in rounds] == [(0.03125, None, "exploratory")] * 4
 
 
 @pytest.mark.parametrize(

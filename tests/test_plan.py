@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from planned_store import by_status, make_study, plan
 
-from alignment_core.model_size import checkpoint_size, count_parameters
+from alignment_core import planning
+from alignment_core.events import Event
+from alignment_core.model_size import ModelSize, checkpoint_size, count_parameters
 from alignment_core.store import Store
 from flows import plan as room
 
@@ -147,6 +149,40 @@ def test_the_forecast_counts_weights_once_and_checkpoints_of_one_stage(
     assert "NOT ENOUGH" in lines[-1]
     monkeypatch.setattr(room, "free_bytes", lambda _root: 10**15)
     assert not any("NOT ENOUGH" in line for line in room.forecast_disk(whole, tmp_path))
+
+
+def test_the_forecast_of_time_counts_the_dev_problems_of_the_settings(tmp_path: Path) -> None:
+    """gsm8k-1.5b: 200 steps of 256 rollouts, and 21 points of 1,024 dev problems in batches of 256."""
+    (run,) = (one for one in plan(tmp_path, "gsm8k-1.5b").stages if one.label == "grpo/base/seed0")
+    assert run.forecast is not None
+    assert run.model is not None
+    decoding = (200 + 21 * 4) * 1024 * 0.006
+    passes = 6 * run.model.parameters * 550 * 200 * 256 / (0.4 * 990e12)
+    assert run.forecast.seconds == pytest.approx(decoding + passes)
+
+
+def test_a_measured_forecast_reads_what_updates_took_and_the_rows_of_the_splits(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """smoke: 4 steps of 64 rollouts and 3 points of 48 dev problems, of which 10 are there; 2 s, 0.5 s of updates."""
+    for line in store.ledger():
+        folder = store.root / line["stage"] / line["key"]
+        if line["stage"] == "pretrain":
+            (folder / "model").mkdir()
+        if line["stage"] == "prepare":
+            for split in ("train", "dev", "test"):
+                (folder / f"{split}.jsonl").write_text("{}\n" * 10)
+        if line["stage"] == "grpo":
+            (folder / "record").mkdir()
+            points = [Event(kind="point", step=step, time=0.0, metrics={"time/update": 0.125}) for step in range(1, 5)]
+            lines = [Event(kind="say", step=0, time=0.0, name="hello"), *points]
+            (folder / "record" / "events.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in lines))
+    monkeypatch.setattr(planning, "checkpoint_size", lambda _folder: ModelSize(parameters=1_000, source="here"))
+    swept = {"grpo__epochs_per_rollout_batch": 4, "grpo__loss_type": "grpo_clip", "grpo__validate_every": 1}
+    (run,) = (one for one in plan(tmp_path, **swept).stages if one.label == "grpo/base/seed0")
+    assert run.forecast is not None
+    assert run.forecast.source == "measured"
+    assert run.forecast.seconds == pytest.approx(4 * 0.5 + 1.5 * (256 + 5 * 10) / (256 + 3 * 10))
 
 
 def test_a_model_of_unknown_size_is_said_to_be_left_out(tmp_path: Path) -> None:

@@ -189,10 +189,25 @@ def test_the_table_shows_numbers_with_intervals_and_verdicts(page: _Page) -> Non
     row = analysis.evaluations[0].report
     assert f"{percent(row.accuracy_low)} to {percent(row.accuracy_high)}" in page.text
     said = {comparison.verdict for comparison in analysis.comparisons}
-    assert said == {"better", "cannot tell"}
+    assert said == {"better", "exploratory"}
     for comparison in analysis.comparisons:
         assert f"{points(comparison.low)} to {points(comparison.high)}" in page.text
-    assert page.text.count("cannot tell") > 1
+    # GRPO and the last round have one run each; the two seeds of SFT and the first round decide nothing alone.
+    assert "2 tests, corrected together (Holm). All others are exploratory" in " ".join(page.text.split())
+    assert page.text.count("uncorrected") > 1
+
+
+def test_every_comparison_names_its_test(page: _Page, sweep_page: _Page) -> None:
+    assert page.text.count("exact McNemar") > len(study().comparisons)
+    data = sweep()
+    told = [one.model_copy(update={"test": "seeds_and_problems"}) for one in data.setting_comparisons]
+    shares = [one.model_copy(update={"test": "sign_flip"}) for one in data.analysis.comparisons]
+    analysis = data.analysis.model_copy(update={"comparisons": shares})
+    html = render(sweep(setting_comparisons=told, analysis=analysis))
+    assert "corrected (over seeds and problems)" in html
+    assert html.count("<td>over seeds and problems</td>") == len(told)
+    assert html.count("<td>sign flip</td>") > len(shares)
+    assert "<td>exact McNemar</td>" not in html
 
 
 def test_every_section_finds_its_way_to_the_page(page: _Page) -> None:

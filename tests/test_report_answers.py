@@ -60,15 +60,19 @@ def test_a_tested_difference_of_settings_is_the_verdict() -> None:
     assert (second.versus_first.verdict, third.versus_first.verdict) == ("better", "cannot tell")
 
 
-def test_without_one_the_seeds_have_to_agree() -> None:
-    comparisons = sweep().analysis.comparisons
-    said = [one.verdict for one in comparisons if one.name.startswith("grpo/lr/0.001/")]
-    member = by_name(sweep(setting_comparisons=[]))["grpo/lr"].members[2]
+def test_single_runs_among_several_seeds_decide_nothing() -> None:
+    members = by_name(sweep(setting_comparisons=[]))["grpo/lr"].members
+    assert [member.versus_start for member in members] == [None] * 3
+
+
+def test_in_an_analysis_of_before_the_seeds_have_to_agree() -> None:
+    analysis = sweep().analysis
+    old = [one.model_copy(update={"p_holm": one.p_value, "verdict": "better"}) for one in analysis.comparisons]
+    data = sweep(setting_comparisons=[], analysis=analysis.model_copy(update={"comparisons": old}))
+    member = by_name(data)["grpo/lr"].members[2]
     assert member.versus_start is not None
-    assert len(said) == 2
-    assert member.versus_start.verdict == (said[0] if len(set(said)) == 1 else "cannot tell")
-    assert member.versus_start.low is None
-    assert member.versus_start.note == f"each seed by itself: 2 {said[0]}"
+    assert (member.versus_start.verdict, member.versus_start.low) == ("better", None)
+    assert member.versus_start.note == "each seed by itself: 2 better"
     assert member.versus_first is None
 
 

@@ -6,7 +6,7 @@ from coded_outcomes import outcomes_of, report_of
 from alignment_core.analysis import Analysis, analyze
 from alignment_core.seed_statistics import ONE_SEED
 from alignment_core.stage_config import Comparison, Contrast
-from alignment_core.statistics import holm, mcnemar_exact, wilson_interval
+from alignment_core.statistics import mcnemar_exact, wilson_interval
 
 ZERO = Comparison(name="zero-shot", method="zero-shot")
 SFT = Comparison(name="sft/seed0", method="sft", start="zero-shot", seed=0, size=128, variant="raw")
@@ -36,11 +36,28 @@ def test_a_setting_meets_its_start_over_its_seeds_and_problems() -> None:
     assert (comparison.verdict, comparison.note) == ("better", "")
 
 
-def test_every_comparison_of_an_analysis_is_corrected_together() -> None:
-    result = _contrasted([ZERO, *_seeded("grpo/a")], CODES)
-    raw = [c.p_value for c in (*result.comparisons, *result.setting_comparisons)]
-    assert [c.p_holm for c in (*result.comparisons, *result.setting_comparisons)] == pytest.approx(holm(raw))
-    assert len(raw) == 4
+def test_what_the_page_concludes_from_is_corrected_together_and_nothing_else() -> None:
+    # Two seeds of a, each of two rounds, one run of b, and a contrast: of 8 comparisons 3 decide.
+    rounds = [
+        Comparison(name=f"grpo/a/seed{i}/round-01", method="ei", start="zero-shot", seed=i, step=1) for i in range(2)
+    ]
+    codes = CODES | {one.name: "c" * 30 + "w" * 10 for one in rounds} | {"grpo/b/seed0": "c" * 6 + "w" * 34}
+    runs = [ZERO, *_seeded("grpo/a", 2), *rounds, *_seeded("grpo/b", 1)]
+    codes = {one.name: codes[one.name] for one in runs}
+    result = _contrasted(runs, codes, Contrast(name="grpo/a", against="grpo/b"))
+    (alone,) = (c for c in result.comparisons if c.name == "grpo/b/seed0")
+    over_seeds, early, contrast = result.setting_comparisons
+    assert alone.p_value == 2 * 0.5**6
+    assert [c.name for c in (over_seeds, early, contrast)] == ["grpo/a", "grpo/a/round-01", "grpo/a"]
+    # Holm by hand: the smallest times 3, the next times 2, the largest times 1 and not below the one before it.
+    assert contrast.p_value == 2 * 0.5**14 < over_seeds.p_value < alone.p_value < 2 * over_seeds.p_value
+    assert contrast.p_holm == 3 * 2 * 0.5**14
+    assert over_seeds.p_holm == alone.p_holm == 2 * over_seeds.p_value
+    assert {c.verdict for c in (alone, over_seeds, contrast)} == {"better"}
+    exploratory = [c for c in (*result.comparisons, early) if c is not alone]
+    assert len(exploratory) == 5
+    assert {(c.p_holm, c.verdict) for c in exploratory} == {(None, "exploratory")}
+    assert max(c.p_value for c in exploratory) < 1e-3, "a p-value of its own is told all the same"
 
 
 def test_two_settings_are_contrasted_by_seed_and_problem() -> None:
@@ -53,11 +70,12 @@ def test_two_settings_are_contrasted_by_seed_and_problem() -> None:
     assert (contrast.seed_sd, contrast.verdict) == (pytest.approx(0.0), "worse")
 
 
-def test_seeds_far_apart_forbid_a_verdict_that_each_run_would_have() -> None:
+def test_seeds_far_apart_forbid_a_verdict_though_every_run_differs() -> None:
     codes = {"zero-shot": "w" * 40}
     codes |= {f"grpo/a/seed{i}": "c" * right + "w" * (40 - right) for i, right in enumerate((8, 38, 10))}
     result = _contrasted([ZERO, *_seeded("grpo/a")], codes)
-    assert {c.verdict for c in result.comparisons} == {"better"}
+    assert max(c.p_value for c in result.comparisons) < 0.01
+    assert {c.verdict for c in result.comparisons} == {"exploratory"}
     assert result.setting_comparisons[0].verdict == "cannot tell"
 
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from alignment_core.analysis import Analysis
+from alignment_core.analysis import ROUND, Analysis
 from alignment_core.choosing import Choice
 from alignment_core.comparability import Benchmark, PublishedNumber, Terms, beside_published, evaluation_set
 from alignment_core.report import draw_figures, render
-from alignment_core.report_answers import ROUND
 from alignment_core.report_data import AtKRow, Interval, PublishedRow, ReportData, SettingVerdict
 from alignment_core.report_inputs import (
     Lineage,
