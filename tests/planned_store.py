@@ -16,11 +16,11 @@ from tasks import workspace as workspaces
 
 
 def publish(store: Store, spec: StageSpec, text: str = "") -> ArtifactRef:
-    """An artifact of one stage whose content is its label (or `text`), and a trace set of three rows."""
+    """An artifact of one stage whose content is its label (or `text`), and three traces, of which a filter drops one."""
     source = store.root / ".made"
     source.mkdir(parents=True)
     (source / "result.txt").write_text(text or spec.label)
-    (source / "traces.jsonl").write_text("{}\n{}\n{}\n")
+    (source / "traces.jsonl").write_text("{}\n" * (2 if spec.stage == "filter" else 3))
     draft = ManifestDraft(
         stage=spec.stage,
         key=spec.key,
