@@ -30,11 +30,12 @@ class GroupStatistics:
 def group_advantages(rewards: Tensor, eps: float, normalize_by_std: bool, baseline: Baseline = "group_mean") -> Tensor:
     """A = (r - mean(group)) / (std(group) + eps), or r - mean(group) without `normalize_by_std`.
 
-    With the baseline `leave_one_out` A = r - mean(the others of the group), RLOO (arXiv:2402.14740), which is
-    G / (G - 1) times r - mean(group), never divided by a standard deviation. `rewards` is (P, G), the result too, in
-    float32 at least. The standard deviation is the unbiased one (G - 1). A group of equal rewards gets exactly 0:
-    its mean may be off by a rounding, which eps would blow up; so does a group of one.
-    Raises ValueError for another shape, rewards that are not finite, or leave_one_out with `normalize_by_std`.
+    GRPO (arXiv:2402.03300, section 4.1.2); without the division Dr. GRPO (arXiv:2503.20783). With the baseline
+    `leave_one_out` A = r - mean(the others of the group), RLOO (arXiv:2402.14740), which is G / (G - 1) times r -
+    mean(group), never divided by a standard deviation. `rewards` is (P, G), the result too, in float32 at least. The
+    standard deviation is the unbiased one (G - 1). A group of equal rewards gets exactly 0: its mean may be off by a
+    rounding, which eps would blow up; so does a group of one. Raises ValueError for another shape, rewards that are not
+    finite, or leave_one_out with `normalize_by_std`.
     """
     rewards = _checked(rewards)
     size = rewards.shape[1]

@@ -75,7 +75,8 @@ def tokenize_prompt_and_output(
 def compute_entropy(logits: Tensor) -> Tensor:
     """H = -sum_v p_v log p_v, p = softmax(z), in nats, of the next-token distributions: z (B, T, V) gives (B, T).
 
-    By log-softmax (logsumexp), so that no logit over- or underflows, in float32 at least.
+    Shannon's entropy (Bell System Technical Journal 27, 1948), by log-softmax (logsumexp), so that no logit over- or
+    underflows, in float32 at least.
     """
     return entropy_from_logits(logits)
 
@@ -85,8 +86,9 @@ def get_response_log_probs(
 ) -> dict[str, Tensor]:
     """log p(y_t | x_<=t) of every label y, padding and prompt included, from input ids x: both (B, T), on one device.
 
-    Returns `log_probs` (B, T), in nats, and `token_entropy` (B, T), without gradient, if asked. The model is a
-    Hugging Face causal language model whose head is linear; its train or eval mode is the caller's.
+    The terms of log p(y | x) = sum_t log p(y_t | x, y_<t), the chain rule of an autoregressive model, which every loss
+    here is made of. Returns `log_probs` (B, T), in nats, and `token_entropy` (B, T), without gradient, if asked. The
+    model is a Hugging Face causal language model whose head is linear; its train or eval mode is the caller's.
     """
     everywhere = torch.ones_like(labels, dtype=torch.bool)
     scores = response_log_probs(model, Batch(input_ids, labels, everywhere), with_entropy=return_token_entropy)
@@ -104,6 +106,7 @@ def sft_microbatch_train_step(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Backward of mean_b [sum_t m_t (-log p_t) / constant] / accumulation steps; that loss, and metadata.
 
+    Maximum likelihood of the demonstrated responses (the supervised step of arXiv:2203.02155, section 3.5).
     `policy_log_probs` and `response_mask` are (B, T); the loss is a scalar without gradient. Metadata: `token_nll`,
     the mean of -log p over the response tokens, and their number. Each of the accumulation's micro-batches must have
     the same B, or the mean over all is not theirs. Raises ValueError for a constant that is not positive.
@@ -204,10 +207,11 @@ def compute_group_normalized_rewards(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Advantages (B,), raw rewards (B,) and metadata of B = P * G responses, groups of `group_size` in a row.
 
-    A = r - mean(group), divided by std(group) + `advantage_eps` if asked; std is the unbiased one, and a group of
-    equal rewards gets exactly 0. Metadata: mean, std, minimum and maximum of the rewards, mean std within groups,
-    share of groups of equal reward, mean format and answer reward.
-    Raises ValueError if B is 0 or no multiple of the group size, or the ground truths are not B.
+    A = r - mean(group), divided by std(group) + `advantage_eps` if asked (GRPO, arXiv:2402.03300, section 4.1.2; not
+    divided: Dr. GRPO, arXiv:2503.20783); std is the unbiased one, and a group of equal rewards gets exactly 0.
+    Metadata: mean, std, minimum and maximum of the rewards, mean std within groups, share of groups of equal reward,
+    mean format and answer reward. Raises ValueError if B is 0 or no multiple of the group size, or the ground truths
+    are not B.
     """
     if group_size <= 0 or not rollout_responses or len(rollout_responses) % group_size:
         raise ValueError(
@@ -232,9 +236,10 @@ def compute_group_normalized_rewards(
 
 
 def compute_naive_policy_gradient_loss(raw_rewards_or_advantages: Tensor, policy_log_probs: Tensor) -> Tensor:
-    """-A log p per token (REINFORCE): (B, 1) and (B, T) give (B, T), no gradient through A.
+    """-A log p per token: (B, 1) and (B, T) give (B, T), no gradient through A.
 
-    Raises ValueError for rewards or advantages of another shape.
+    REINFORCE (Williams, Machine Learning 8, 1992), whose gradient is A times that of log p. Raises ValueError for
+    rewards or advantages of another shape.
     """
     return losses.reinforce_loss(raw_rewards_or_advantages, policy_log_probs)
 
@@ -244,9 +249,10 @@ def compute_grpo_clip_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """-min(r A, clip(r, 1 - c, 1 + c) A) per token, r = p / p_old, and per-token metadata.
 
+    GRPO's surrogate (arXiv:2402.03300, eq. 3, without its mean and its KL), PPO's clip (arXiv:1707.06347, eq. 7).
     A (B, 1), both log-probs and the loss (B, T). `cliprange` is c, or a pair (low, high) for [1 - low, 1 + high].
     Metadata (B, T): `ratio_mean` (r), `approx_kl`, and `clip_fraction_low`, `clip_fraction_high`, 1 where the
-    clipped side was taken (arXiv:1707.06347, eq. 7). Raises ValueError for other shapes or a range not positive.
+    clipped side was taken. Raises ValueError for other shapes or a range not positive.
     """
     result = losses.grpo_clip_loss(advantages, policy_log_probs, old_log_probs, cliprange)
     return result.loss, result.statistics
@@ -263,10 +269,11 @@ def compute_policy_gradient_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The per-token loss (B, T) that `loss_type` names, and per-token metadata.
 
-    no_baseline -R log p, reinforce_with_baseline -A log p, grpo_clip -min(r A, clip(r) A), grpo_no_clip -r A, and
-    gspo, cispo as `alignment_core.losses` has them. `no_baseline` weighs by `raw_rewards` R (B, 1), the others by
-    `advantages` A (B, 1); all but the first two need `old_log_probs` (B, T), and, grpo_no_clip apart, `cliprange`;
-    gspo needs `response_mask` (B, T). Raises ValueError for what is missing.
+    no_baseline -R log p, reinforce_with_baseline -A log p, grpo_clip -min(r A, clip(r) A), grpo_no_clip -r A, and gspo
+    (arXiv:2507.18071), cispo (arXiv:2506.13585) as `alignment_core.losses` has them; the sources of the others stand
+    with their own functions here. `no_baseline` weighs by `raw_rewards` R (B, 1), the others by `advantages` A (B, 1);
+    all but the first two need `old_log_probs` (B, T), and, grpo_no_clip apart, `cliprange`; gspo needs `response_mask`
+    (B, T). Raises ValueError for what is missing.
     """
     name, weights = ("raw_rewards", raw_rewards) if loss_type == "no_baseline" else ("advantages", advantages)
     if weights is None:
@@ -287,8 +294,9 @@ def grpo_microbatch_train_step(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Backward of mean_b [masked mean_t loss] / accumulation steps; that loss, and metadata averaged over tokens.
 
-    Arguments as in `compute_policy_gradient_loss`, `response_mask` (B, T) bool or 0/1; the loss is a scalar without
-    gradient. A response without tokens adds 0 and counts in B. Raises ValueError for what is missing.
+    1/G sum_i 1/|o_i| sum_t of GRPO's objective (arXiv:2402.03300, eq. 3). Arguments as in
+    `compute_policy_gradient_loss`, `response_mask` (B, T) bool or 0/1; the loss is a scalar without gradient. A
+    response without tokens adds 0 and counts in B. Raises ValueError for what is missing.
     """
     per_token, statistics = compute_policy_gradient_loss(
         policy_log_probs, loss_type, raw_rewards, advantages, old_log_probs, cliprange, response_mask

@@ -41,9 +41,10 @@ def negative_log_likelihood(log_probs: Tensor) -> Tensor:
 
 
 def reinforce_loss(advantages: Tensor, log_probs: Tensor) -> Tensor:
-    """-A log p per token (REINFORCE): advantages, or rewards, (B, 1) and log-probs (B, T) give (B, T).
+    """-A log p per token: advantages, or rewards, (B, 1) and log-probs (B, T) give (B, T).
 
-    No gradient through the advantages. Raises ValueError for advantages of another shape.
+    REINFORCE (Williams, Machine Learning 8, 1992). No gradient through the advantages. Raises ValueError for advantages
+    of another shape.
     """
     return -_weights(advantages, log_probs) * log_probs
 

@@ -20,7 +20,8 @@ def masked_sum(tensor: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 def masked_mean(tensor: Tensor, mask: Tensor, dim: int | None = None, empty: float = math.nan) -> Tensor:
     """sum_i m_i x_i / sum_i m_i over `dim`: masked sum by count of true positions; None averages everything.
 
-    A mean over no position is `empty`: NaN, as 0/0 says, unless told; its gradient is 0 either way.
+    Over tokens it is GRPO's 1/|o| sum_t (arXiv:2402.03300, eq. 3). A mean over no position is `empty`: NaN, as 0/0
+    says, unless told; its gradient is 0 either way.
     """
     positions = mask.bool().expand_as(tensor)
     count = positions.sum() if dim is None else positions.sum(dim)

@@ -16,7 +16,7 @@ from tasks import workspace as workspaces
 
 
 def publish(store: Store, spec: StageSpec, text: str = "") -> ArtifactRef:
-    """An artifact of one stage whose content is its label (or `text`), and three traces, of which a filter drops one."""
+    """An artifact of one stage: its label (or `text`) as content, and three traces, of which a filter drops one."""
     source = store.root / ".made"
     source.mkdir(parents=True)
     (source / "result.txt").write_text(text or spec.label)
