@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from alignment_core.failures import HostError
 from alignment_core.operation import stage_python
 from alignment_core.package_versions import version_of, versions_in
 
@@ -136,7 +137,7 @@ def _with_targets(digest: str, targets: Sequence[tuple[str, str]]) -> str:
 
 
 def require_unedited(definitions: Mapping[str, str]) -> None:
-    """Raise ValueError if a definition of a fingerprint is not on disk now as this process first saw the package.
+    """Raise HostError if a definition of a fingerprint is not on disk now as this process first saw the package.
 
     Called once the stage's module is imported, so that what runs is what the key says. Edits that the stage
     cannot feel pass.
@@ -151,7 +152,7 @@ def require_unedited(definitions: Mapping[str, str]) -> None:
         names = (label.rpartition(".")[2] for label in definitions if label.rpartition(".")[0] == module)
         changed += [f"{module}.{name}" for name in names if _meaning(before, name) != _meaning(now, name)]
     if changed:
-        raise ValueError(f"{', '.join(changed[:4])} was edited while this command runs: run the command again")
+        raise HostError(f"{', '.join(changed[:4])} was edited while this command runs: run the command again")
 
 
 def _meaning(module: Module, name: str) -> object:

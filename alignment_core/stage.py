@@ -18,6 +18,7 @@ from alignment_core.config_base import Config
 from alignment_core.disk import disk_errors
 from alignment_core.events import Event, OnEvent
 from alignment_core.extension import go_on_from_shorter, keep_state
+from alignment_core.failures import HostError, memory_told
 from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import interruptible
 from alignment_core.locks import artifacts_in_use, exclusive, in_use
@@ -98,7 +99,8 @@ def run_stage(
     `alignment_core.attempts`); a second one says so, waits and shares the result. A run that was cut off goes on from
     its last complete checkpoint. SIGTERM and Ctrl-C make it save at its next step boundary and stop
     (`alignment_core.interruption`).
-    Raises OSError, with the remedy, if the disk is full; with a shared store also Superseded if another host took
+    Raises what the stage does (`alignment_core.failures`), MemoryError where torch has none left; OSError, with the
+    remedy, if the disk is full or an input is not whole; with a shared store also Superseded if another host took
     the stage over while this one was silent, and StoreUnreachable if it stayed away for longer than the patience.
     """
     asked = time.time()
@@ -161,7 +163,7 @@ class _Computation:
                 run.say(extends)
             inputs = {name: _whole_input(store, name, ref) for name, ref in spec.inputs.items()}
             try:
-                with _companions(spec, inputs, folder):
+                with _companions(spec, inputs, folder), memory_told():
                     module.run(config, inputs, run.output, run)
             finally:
                 run.close()
@@ -229,11 +231,11 @@ def _companions(spec: StageSpec, inputs: dict[str, Path], folder: Path) -> Abstr
 
 
 def _whole_input(store: Store, name: str, ref: ArtifactRef) -> Path:
-    """Folder of an input; ValueError if it is not the artifact that the key was made of."""
+    """Folder of an input; HostError if it is not the artifact that the key was made of."""
     found = store.lookup(ref.stage, ref.key)
     if found.ref != ref:
         why = found.reason or ("there is no such artifact" if found.ref is None else "its content is another")
-        raise ValueError(f"input {name} ({ref.stage}/{ref.key[:12]}) cannot be used: {why}. Run the study to repair it")
+        raise HostError(f"input {name} ({ref.stage}/{ref.key[:12]}) cannot be used: {why}. Run the study to repair it")
     return store.path(ref)
 
 

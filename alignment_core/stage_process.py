@@ -14,6 +14,7 @@ from pathlib import Path
 
 from alignment_core.changes import differences
 from alignment_core.events import Event
+from alignment_core.failures import TOLD, HostError
 from alignment_core.fingerprint import stage_fingerprint
 from alignment_core.interruption import Interrupted
 from alignment_core.operation import STAGE_PYTHON
@@ -37,23 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("stopped by SIGINT")
         return 128 + signal.SIGINT
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except TOLD as error:
         _complain(str(error))
         return 1
     return 0
 
 
 def read_spec(path: Path) -> StageSpec:
-    """The spec in a file; ValueError if it is none, or was made by other code or libraries than this process runs."""
+    """The spec in a file.
+
+    Raises ValueError if it is none, HostError if it was made by other code or libraries than this process runs.
+    """
     spec = StageSpec.model_validate_json(path.read_bytes())
     require_same_code(spec, str(path))
     return spec
 
 
 def require_same_code(spec: StageSpec, name: str) -> None:
-    """Raise ValueError if the spec that `name` holds was made by other code or libraries than this process runs."""
+    """Raise HostError if the spec that `name` holds was made by other code or libraries than this process runs."""
     if what := other_code(spec):
-        raise ValueError(f"{name} was made elsewhere ({what}): run it with the code that made it, or make it anew")
+        raise HostError(f"{name} was made elsewhere ({what}): run it with the code that made it, or make it anew")
 
 
 def other_code(spec: StageSpec) -> str:

@@ -2,26 +2,27 @@
 
     PYTHON -m alignment_core.stage_server STORE
 
-reads jobs as lines of JSON from stdin and answers on stdout with lines that begin with E (an event) or O (the
-outcome). It stays for the next stage, so that what is slow to start (vllm's engine) serves all stages of a study, and
-ends when its stdin does. An error ends it at once: the next stage gets a fresh one. SIGTERM and Ctrl-C are as for any
-stage: it saves, then stops.
+reads jobs as lines of JSON from stdin and answers on stdout with lines that begin with E (an event), O (the
+outcome) or F (a failure, by its kind). It stays for the next stage, so that what is slow to start (vllm's engine)
+serves all stages of a study, and ends when its stdin does. An error ends it at once: the next stage gets a fresh one.
+SIGTERM and Ctrl-C are as for any stage: it saves, then stops.
 """
 
 import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import IO, cast
 
 from alignment_core.events import Event, OnEvent
+from alignment_core.failures import TOLD, HostError
 from alignment_core.interruption import SIGNALS, Interrupted, interruptible
 from alignment_core.operation import STAGE_PYTHON, stage_environment
-from alignment_core.records import Record
+from alignment_core.records import Failure, Record
 from alignment_core.stage import StageOutcome, StageSpec, run_stage
 from alignment_core.stage_process import require_same_code
 from alignment_core.store import Store
@@ -67,14 +68,14 @@ class Server:
         return self._process.poll() is None
 
     def run(self, job: Job, on_event: OnEvent | None) -> StageOutcome:
-        """Run one stage. Raises RuntimeError if the process ends instead, `Interrupted` if that was by a signal."""
+        """Run one stage. Raises what `run_elsewhere` says, and `Interrupted` if a signal ended the process instead."""
         try:
             with suppress(BrokenPipeError):  # it has ended: `_listen` says why
                 print(job.model_dump_json(), file=self._asked, flush=True)
             return self._listen(on_event)
         except KeyboardInterrupt:
             self._process.terminate()  # it may have had the signal itself: two in a row are one
-            with suppress(RuntimeError, Interrupted):
+            with suppress(*TOLD, RuntimeError, Interrupted):
                 self._listen(on_event)
             self.close()
             raise
@@ -86,18 +87,28 @@ class Server:
         self._process.wait()
 
     def _listen(self, on_event: OnEvent | None) -> StageOutcome:
+        failed: Failure | None = None
         for line in self._answers:
             if line[0] == "O":
                 return StageOutcome.model_validate_json(line[1:])
-            if on_event is not None:
+            if line[0] == "F":
+                failed = Failure.model_validate_json(line[1:])  # its last answer: what follows is its end
+            elif on_event is not None:
                 on_event(Event.model_validate_json(line[1:]))
         code = self._process.wait()
         for signum in SIGNALS:
             if code == 128 + signum:
                 raise Interrupted(signum)
+        if failed is not None:
+            raise failed.error()
         self._reader.join(READER_SECONDS)
         last = "".join(self._said).strip()
-        raise RuntimeError(last.rpartition("alignflow: ")[2] or f"the process of the stage ended with code {code}")
+        if code < 0:
+            raise HostError(
+                f"the process of the stage ended with code {code}: it was killed, often for lack of memory, or "
+                f"crashed. The same command goes on from its last checkpoint. What it said last: {last or 'nothing'}"
+            )
+        raise RuntimeError(last or f"the process of the stage ended with code {code}")
 
 
 _servers: dict[tuple[str, str], Server] = {}
@@ -113,7 +124,8 @@ def run_elsewhere(
 ) -> StageOutcome:
     """`run_stage` in the interpreter `python`; what the stage records is told here as it comes.
 
-    Raises RuntimeError, with what the process said last, if the stage fails there.
+    Raises what the stage raises there, by its kind (`alignment_core.failures`); HostError if the process is killed,
+    RuntimeError, with what it said last, for a bug.
     """
     place = (python, str(store.root))
     if place not in _servers or not _servers[place].alive:
@@ -128,14 +140,8 @@ def close_servers() -> None:
         _servers.popitem()[1].close()
 
 
-def serve(store: Store) -> None:
+def serve(store: Store, answer: Callable[[str, Record], None]) -> None:
     """Run the stages asked for on stdin, until its end."""
-    # stdout is for answers alone: whatever a library prints goes to stderr from here on.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(kind: str, record: Event | StageOutcome) -> None:
-        print(f"{kind}{record.model_dump_json()}", file=answers, flush=True)
 
     def on_event(event: Event) -> None:
         answer("E", event)
@@ -149,12 +155,19 @@ def serve(store: Store) -> None:
 def main() -> int:
     """Serve; return the exit code."""
     os.environ.pop(STAGE_PYTHON, None)  # this is the interpreter it names
+    # stdout is for answers alone: whatever a library prints goes to stderr from here on.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(kind: str, record: Record) -> None:
+        print(f"{kind}{record.model_dump_json()}", file=answers, flush=True)
+
     try:
-        serve(open_store_folder(Path(sys.argv[1])))
+        serve(open_store_folder(Path(sys.argv[1])), answer)
     except Interrupted as error:
         return error.exit_code
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        print(f"alignflow: {error}", file=sys.stderr, flush=True)
+    except TOLD as error:
+        answer("F", Failure.of(error))
         return 1
     return 0
 

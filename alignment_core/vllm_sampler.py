@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.config import SamplingConfig
 from alignment_core.decoding import StopRules
+from alignment_core.failures import MemberError
 from alignment_core.hardware import memory_advice
 from alignment_core.models import ComputeDtype, eos_ids
 from alignment_core.records import Completion, FinishReason
@@ -61,7 +62,7 @@ class VllmSampler:
     def update_weights(self, model: PreTrainedModel) -> None:
         """Sample from `model`'s present weights from now on.
 
-        Raises RuntimeError where a probe shows that the engine holds others.
+        Raises MemberError where a probe shows that the engine holds others.
         """
         sync_weights(self._engine, model)
         self.sync_gap = check_sync(self._engine, model, self._tokenizer, self._compute_dtype, self._tolerance)
@@ -166,10 +167,10 @@ def _completion(request: PromptRequest, output: Any, rules: StopRules) -> Comple
 def _finish_reason(output: Any) -> FinishReason:
     """vllm says `stop` for stop strings, whose text is then the reason, and for EOS, of which it gives the id or none.
 
-    Raises RuntimeError for an end that is no end of a text.
+    Raises MemberError for an end that is no end of a text.
     """
     if output.finish_reason == "length":
         return "length"
     if output.finish_reason != "stop":
-        raise RuntimeError(f"vllm ended a completion by {output.finish_reason!r}: see its log above, and run again")
+        raise MemberError(f"vllm ended a completion by {output.finish_reason!r}: see its log above, and run again")
     return "stop" if isinstance(output.stop_reason, str) else "eos"

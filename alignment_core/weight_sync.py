@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment_core.batching import TokenSequence, collate
+from alignment_core.failures import MemberError
 from alignment_core.logprobs import response_log_probs
 from alignment_core.models import ComputeDtype, autocast, device_of
 from alignment_core.vllm_engine import Engine, import_vllm
@@ -31,7 +32,7 @@ _numbers = itertools.count()
 def sync_weights(engine: Engine, model: PreTrainedModel) -> None:
     """Copy `model`'s present weights into the engine, in the engine's type, and forget what was cached of the old ones.
 
-    Raises RuntimeError if the cache of prompts cannot be emptied.
+    Raises MemberError if the cache of prompts cannot be emptied.
     """
     with engine.device(), torch.no_grad():
         # What no checkpoint holds (rotary tables, a tied head) is reported as missing, at every sync.
@@ -41,7 +42,7 @@ def sync_weights(engine: Engine, model: PreTrainedModel) -> None:
         engine.llm.apply_model(_repack_tied_head)
         emptied = engine.llm.reset_prefix_cache() or engine.llm.reset_prefix_cache(reset_running_requests=True)
     if not emptied:
-        raise RuntimeError(
+        raise MemberError(
             "vllm kept the cache of prompts under old weights after a weight sync: run again, or take "
             "sampling.backend transformers"
         )
@@ -64,7 +65,7 @@ def check_sync(
 ) -> float:
     """Mean absolute difference (nats per token) of a fixed text's log-probs, engine against trainer.
 
-    Raises RuntimeError if it exceeds `tolerance` (None: what rounding explains), or is not finite: then the engine
+    Raises MemberError if it exceeds `tolerance` (None: what rounding explains), or is not finite: then the engine
     would sample from another policy than the one that trains.
     """
     ids = probe_ids(tokenizer, engine)
@@ -75,7 +76,7 @@ def check_sync(
         exact = ours if compute_dtype == "float32" else _trainer_log_probs(model, ids, engine.vocab_size, "float32")
         allowed = max(EXACT, ROUNDINGS * _mean_difference(ours, exact))
     if not gap <= allowed:
-        raise RuntimeError(
+        raise MemberError(
             f"after a weight sync vllm's log-probs differ from the trainer's by {gap:.3g} nats per token (allowed: "
             f"{allowed:.3g}): it holds other weights than the trainer, or computes {type(model).__name__} otherwise. "
             "Take sampling.backend transformers; if you know the difference to be rounding, set "

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from alignment_core.failures import HostError
 from alignment_core.operation import STAGE_PYTHON
 from alignment_core.package_versions import versions_in
 from alignment_core.redaction import redact
@@ -49,7 +50,7 @@ def vllm_line() -> str:
         return package_version("vllm")
     try:
         found = versions_in(python, ("vllm",))["vllm"]
-    except ValueError as error:
+    except HostError as error:
         return str(error)
     return f"{found} in {python}, which runs the stages that sample with it ({STAGE_PYTHON})"
 

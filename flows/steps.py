@@ -15,6 +15,7 @@ from alignment_core.experiments import (
     variations,
     waves,
 )
+from alignment_core.failures import OWN
 from alignment_core.manifest import canonical_json
 from alignment_core.prompts import read_template
 from alignment_core.records import ArtifactRef
@@ -26,9 +27,6 @@ from tasks.evaluation import Evaluated, analyze, choose_winner, evaluate, write_
 from tasks.models import base_model, teacher_model
 from tasks.training import distill_traces
 from tasks.workspace import Workspace
-
-OWN_FAILURES = (ValueError, FloatingPointError, MemoryError)
-"""What may be a member's own fault: settings that diverge, no right sample to learn from, a lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +162,12 @@ def run_experiments(study: Study, method: Method | None = None) -> None:
 def train_member(study: Study, member: Member, place: Start, done: dict[str, Trained]) -> None:
     """One member from its start to its evaluation; with workers, many at the same time.
 
-    One that fails for a reason of its own is noted, and the rest of the study goes on without it.
+    One that fails for a reason of its own is noted, and the rest of the study goes on without it; what no other member
+    would be spared, and a bug, ends the study.
     """
     try:
         done[member.name] = train(study.workspace, member, place)
-    except OWN_FAILURES as error:
+    except OWN as error:
         study.workspace.failures[member.name] = error
 
 

@@ -6,7 +6,8 @@ import typer
 
 
 def run_for_user(action: Any, interrupted: str = "the same command goes on where this one stopped") -> Any:
-    """Run an action whose ValueErrors and OSErrors are messages for the user; Ctrl-C and SIGTERM are one line."""
+    """Run an action; Ctrl-C and SIGTERM are one line, errors with a remedy are messages, bugs keep their traceback."""
+    from alignment_core.failures import TOLD
     from alignment_core.interruption import exit_code_of
 
     try:
@@ -15,7 +16,7 @@ def run_for_user(action: Any, interrupted: str = "the same command goes on where
         if code := exit_code_of(error):
             typer.echo(f"alignflow: interrupted; {interrupted}", err=True)
             raise typer.Exit(code) from error
-        if isinstance(error, ValueError | OSError | FloatingPointError | MemoryError):
+        if isinstance(error, TOLD):
             tell(error)
         raise
 

@@ -28,7 +28,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, Terminati
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from alignment_core.events import Event
+from alignment_core.failures import HostError
 from alignment_core.operation import number_setting
+from alignment_core.records import Failure
+from alignment_core.redaction import redact
 from alignment_core.stage import StageOutcome
 from alignment_core.store import Store
 from tasks.pools import GPU_POOL, MULTI_POOL, pool_of, require_server
@@ -51,8 +54,8 @@ QUIET_SECONDS = 60.0
 T = TypeVar("T")
 
 
-class RemoteStageError(ValueError):
-    """A stage failed on a worker, or could not be had from one; the message is the stage's own, or names the remedy."""
+class RemoteStageError(HostError):
+    """A stage could not be had from a worker; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Dispatcher:
     def compute(self, store: Store, request: StageRequest, listener: Listener) -> StageOutcome:
         """The artifact of a stage that a worker computes.
 
-        Raises RemoteStageError with the stage's own message if it fails, is cancelled or crashes too often.
+        If the stage fails there: raises what it raised, by its kind (`alignment_core.failures`), RuntimeError for a
+        bug. RemoteStageError if it is cancelled, crashes too often or cannot be had, HostError if the server is away.
         """
         asked, crashes = time.time(), 0
         while True:
@@ -123,15 +127,18 @@ class Dispatcher:
     def _fail(self, request: StageRequest, ended: FlowRun, where: str, crashes: int) -> NoReturn:
         state = ended.state
         message = (state.message if state is not None else None) or "no reason was given"
+        error: Exception
         if state is not None and state.is_crashed():
-            text = (
+            error = RemoteStageError(
                 f"{request.spec.label} crashed {crashes} times, last on {where}: {message}. See the log of its worker"
             )
         elif state is not None and state.is_cancelled():
-            text = f"{request.spec.label} was cancelled: {message}. Run the study again to go on where it stopped"
+            error = RemoteStageError(
+                f"{request.spec.label} was cancelled: {message}. Run the study again to go on where it stopped"
+            )
         else:
-            text = own_message(message)
-        error = RemoteStageError(text)
+            told = Failure.read(message)
+            error = told.error() if told is not None else RuntimeError(bug_message(message))
         error.add_note(f"on {where}; its log: {self.server.removesuffix('/api')}/runs/flow-run/{ended.id}")
         raise error
 
@@ -242,8 +249,13 @@ class Dispatcher:
                     return question(client)
             except (httpx.TransportError, PrefectHTTPStatusError) as error:
                 gone = isinstance(error, httpx.TransportError) or error.response.status_code >= 500
-                if not gone or time.monotonic() > deadline:
+                if not gone:
                     raise
+                if time.monotonic() > deadline:
+                    raise HostError(
+                        f"Prefect's server at {redact(self.server)} does not answer ({redact(str(error))}): start it "
+                        "again, then run the study again. What its workers compute meanwhile is found"
+                    ) from error
             if self.stopping.wait(self.patience.poll):
                 raise KeyboardInterrupt
 
@@ -278,11 +290,9 @@ def worker_of(run: FlowRun) -> str:
     return str((run.labels or {}).get("prefect.worker.name", "a worker"))
 
 
-def own_message(text: str) -> str:
-    """The message of the error behind a failed flow run, without what Prefect puts before it."""
-    told = text.removeprefix("Flow run encountered an exception").lstrip(":. ")
-    kind, separator, rest = told.partition(": ")
-    return rest if separator and kind in {"ValueError", "RemoteStageError", "RuntimeError"} else told
+def bug_message(text: str) -> str:
+    """Class and message of the error that ended a flow run, without what Prefect puts before them."""
+    return text.removeprefix("Flow run encountered an exception").lstrip(":. ")
 
 
 def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:

@@ -18,6 +18,7 @@ from prefect import task
 from alignment_core.changes import explain_miss
 from alignment_core.config_base import Config
 from alignment_core.events import Event
+from alignment_core.failures import OWN
 from alignment_core.interruption import exit_code_of
 from alignment_core.operation import stage_python
 from alignment_core.records import ArtifactRef, EvalReport
@@ -139,7 +140,7 @@ def ask_worker(workspace: Workspace, spec: StageSpec, reason: str) -> StageOutco
     except BaseException as error:
         error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]})")
         workspace.listener.failed(spec.label, error)
-        if isinstance(error, RemoteStageError):
+        if isinstance(error, (RemoteStageError, RuntimeError, *OWN)):  # else a worker may still be at it
             workspace.tracker.stage_abandoned(spec)
         raise
 

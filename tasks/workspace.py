@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from prefect import runtime
 
+from alignment_core.failures import HostError
 from alignment_core.interruption import exit_code_of
 from alignment_core.journal import PastRun, RunJournal, begin_run, dead_runs, keys_shown
 from alignment_core.planning import Planner
@@ -155,12 +156,16 @@ def open_stage_workspace(
 
     There is no journal: the study run is journaled where it runs. If MLflow is away, the rest of the record is sent by
     the next stage of the study that runs under this root.
+    Raises HostError with the remedy if this host's root or environment does not do.
     """
     folder = root_folder(root)
-    require_writable(folder)
-    store = open_store(folder)
-    settle(folder, store, logger.warning)
-    tracker = Tracker(folder, study, "", {}, parent_run=parent_run)
+    try:
+        require_writable(folder)
+        store = open_store(folder)
+        settle(folder, store, logger.warning)
+        tracker = Tracker(folder, study, "", {}, parent_run=parent_run)
+    except ValueError as error:
+        raise HostError(str(error)) from error
     send_unsent(folder, store, tracker, study)
     try:
         yield Workspace(folder, store, tracker, listener, study=study, asked_with=annotations)

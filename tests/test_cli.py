@@ -3,6 +3,7 @@
 import pytest
 import typer
 
+from alignment_core.failures import MemberError
 from flows import cli
 from flows.settings import parse_override
 
@@ -37,6 +38,15 @@ def test_an_error_comes_with_its_notes(capsys: pytest.CaptureFixture[str]) -> No
         "alignflow: none of 8 samples is right",
         "stage: select; traceback: somewhere",
     ]
+
+
+def test_a_stage_s_own_remedy_is_a_paragraph_wherever_it_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    def stale() -> None:
+        raise MemberError("after a weight sync vllm's log-probs differ: take sampling.backend transformers")
+
+    with pytest.raises(typer.Exit):
+        cli._user(stale)
+    assert capsys.readouterr().err.startswith("alignflow: after a weight sync")
 
 
 def test_a_bug_is_not_swallowed() -> None:

@@ -1,32 +1,45 @@
 """Who is asked for a stage, how often, and what is told of it: against a server that plays along."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled, exception_to_failed_state
 
+from alignment_core.config import ArithmeticConfig, DataConfig
 from alignment_core.events import Event
+from alignment_core.failures import HostError, MemberError
 from alignment_core.manifest import ManifestDraft, Producer
+from alignment_core.records import Failure
+from alignment_core.remote import StoreUnreachable
 from alignment_core.stage import StageSpec, make_spec
-from alignment_core.stage_config import ImportModelStage
+from alignment_core.stage_config import ImportModelStage, PrepareStage
+from alignment_core.stages import prepare as prepare_stage
 from alignment_core.store import Store
-from flows.stage import require_same_code
-from tasks import dispatch, pools
-from tasks.dispatch import Dispatcher, Patience, RemoteStageError, own_message
+from flows.stage import require_same_code, stage
+from tasks import dispatch, pools, workspace
+from tasks.dispatch import Dispatcher, Patience, RemoteStageError, bug_message
 from tasks.pools import GPU_POOL, MULTI_POOL, pool_of
 from tasks.progress import LogListener
 from tasks.stage_request import StageRequest
 
 SPEC = make_spec("import_model", ImportModelStage(source="owner/model"), {}, "base model")
 REQUEST = StageRequest(spec=SPEC, study="tiny", model="owner/model", annotations={"run": "r"}, reason="first run")
+NOTHING = DataConfig(arithmetic=ArithmeticConfig(max_total=2, step_shares=(1.0,), train=8, dev=4, test=4))
+IMPOSSIBLE = StageRequest(
+    spec=make_spec("prepare", PrepareStage(data=NOTHING, template="Q: {question}", seed=0), {}, "prepare"),
+    study="tiny",
+)
+"""It asks for what there is none of: a member's own fault."""
 
 
 class Server:
@@ -133,9 +146,13 @@ def publish(store: Store, spec: StageSpec = SPEC) -> None:
 
 @contextmanager
 def served_by(
-    server: Server, monkeypatch: pytest.MonkeyPatch, stopping: bool = False, deadline: float = 1.0
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    stopping: bool = False,
+    deadline: float = 1.0,
+    outage: float = 30.0,
 ) -> Iterator[Dispatcher]:
-    """A dispatcher whose server is that one; deadline: hours."""
+    """A dispatcher whose server is that one; deadline: hours; outage: minutes."""
 
     @contextmanager
     def client(**_options: Any) -> Iterator[Server]:
@@ -143,7 +160,7 @@ def served_by(
 
     monkeypatch.setattr(dispatch, "get_client", client)
     monkeypatch.setattr(dispatch, "require_server", lambda _purpose: "http://there/api")
-    dispatcher = Dispatcher(Patience(poll=0.01, deadline=deadline))
+    dispatcher = Dispatcher(Patience(poll=0.01, deadline=deadline, outage=outage))
     if stopping:
         dispatcher.stopping.set()
     yield dispatcher
@@ -183,19 +200,82 @@ def test_a_crash_is_retried_a_few_times_under_new_keys_and_said(store: Store, mo
     assert "http://there/runs/flow-run/" in caught.value.__notes__[0]
 
 
-def test_a_failure_is_the_stage_s_own_message_and_not_retried(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "Flow run encountered an exception: ValueError: none of 8 samples is right: sample more"
-    server = Server([Running(), Failed(message=text)])
-    with served_by(server, monkeypatch) as dispatcher, pytest.raises(RemoteStageError) as caught:
-        dispatcher.compute(store, REQUEST, Heard())
-    assert str(caught.value) == "none of 8 samples is right: sample more"
+def on_worker(request: StageRequest, root: Path) -> State[Any]:
+    """The state in which the flow `stage` ends there, as Prefect's server has it: with a message and no data."""
+    try:
+        state = stage.fn(request, str(root))
+    except Exception as error:  # Prefect's to tell
+        state = asyncio.run(exception_to_failed_state(error, message="Flow run encountered an exception:"))
+    assert isinstance(state, State)
+    return State(type=state.type, name=state.name, message=state.message)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (None, ValueError, "no train problem of 1 steps within arithmetic.max_total 2: raise it"),
+        (MemoryError("out of memory: lower it"), MemoryError, "out of memory: lower it"),
+        (MemberError("http://me:secret@there: other weights"), MemberError, "http://***@there: other weights"),
+        (StoreUnreachable("no store"), HostError, "no store"),
+        (TypeError("a bug"), RuntimeError, "TypeError: a bug"),
+        (RuntimeError("a bug: here"), RuntimeError, "RuntimeError: a bug: here"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_on_a_worker_is_of_its_kind_here_and_not_retried(
+    raised: Exception | None,
+    kind: type[Exception],
+    words: str,
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: Any) -> None:
+        assert raised is not None
+        raise raised
+
+    monkeypatch.setattr(workspace, "Tracker", MagicMock())  # MLflow's database takes seconds to make
+    if raised is not None:
+        monkeypatch.setattr(prepare_stage, "run", run)
+    ended = on_worker(IMPOSSIBLE, tmp_path / "worker")
+    assert ended.is_failed()
+    server = Server([Running(), ended])
+    server.pools.add("")  # a stage that needs no torch belongs to none
+    with served_by(server, monkeypatch) as dispatcher, pytest.raises(kind) as caught:
+        dispatcher.compute(store, IMPOSSIBLE, Heard())
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(words)
+    assert caught.value.__notes__[0].startswith("on host-gpu0; its log: http://there/runs/flow-run/")
     assert len(server.made) == 1
 
 
-def test_what_prefect_puts_before_a_message_is_taken_off() -> None:
-    assert own_message("Flow run encountered an exception: KeyError: 'x'") == "KeyError: 'x'"
-    assert own_message("Flow run encountered an exception: ValueError: a: b") == "a: b"
-    assert own_message("Validation failed") == "Validation failed"
+@pytest.mark.parametrize("lack", ["code", "root", "environment"])
+def test_what_a_host_lacks_is_no_member_s_fault(lack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, root = IMPOSSIBLE, tmp_path
+    if lack == "code":
+        request = request.model_copy(update={"spec": request.spec.model_copy(update={"key": "0" * 64})})
+    elif lack == "root":
+        (root := tmp_path / "file").touch()
+    else:
+        monkeypatch.setenv("ALIGNFLOW_MLFLOW_WAIT", "long")
+    told = Failure.read(on_worker(request, root).message or "")
+    assert told is not None
+    assert told.kind == "HostError"
+
+
+def test_a_server_that_stays_away_is_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server([Running()])
+    server.outages = 10**6
+    with (
+        served_by(server, monkeypatch, outage=1e-3) as dispatcher,
+        pytest.raises(HostError, match=r"^Prefect's server at http://there/api does not answer \(refused\): start it"),
+    ):
+        dispatcher.compute(store, REQUEST, Heard())
+
+
+def test_what_prefect_puts_before_a_bug_is_taken_off() -> None:
+    assert bug_message("Flow run encountered an exception: KeyError: 'x'") == "KeyError: 'x'"
+    assert bug_message("Validation failed") == "Validation failed"
 
 
 def test_a_cancelled_stage_stops_who_made_it_and_is_made_again_by_who_was_attached(
@@ -326,7 +406,7 @@ def test_a_host_with_other_code_refuses_and_names_the_definition() -> None:
     code = {**SPEC.components.code, "alignment_core.stages.import_model.run": "0123456789abcdef"}
     components = SPEC.components.model_copy(update={"code": code})
     other = SPEC.model_copy(update={"components": components, "key": components.key()})
-    with pytest.raises(ValueError, match="has other code") as caught:
+    with pytest.raises(HostError, match="has other code") as caught:
         require_same_code(REQUEST.model_copy(update={"spec": other, "commit": "abc123"}))
     assert "alignment_core.stages.import_model.run" in str(caught.value)
     assert "asks (abc123)" in str(caught.value)
@@ -336,7 +416,7 @@ def test_a_host_with_other_code_refuses_and_names_the_definition() -> None:
 def test_a_host_with_other_libraries_refuses_and_names_them() -> None:
     components = SPEC.components.model_copy(update={"versions": {**SPEC.components.versions, "transformers": "4.0.0"}})
     other = SPEC.model_copy(update={"components": components, "key": components.key()})
-    with pytest.raises(ValueError, match=r"transformers 4\.0\.0"):
+    with pytest.raises(HostError, match=r"transformers 4\.0\.0"):
         require_same_code(REQUEST.model_copy(update={"spec": other}))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignment_core import fingerprint as room
+from alignment_core.failures import HostError
 
 ROOT = Path(__file__).parents[1]
 
@@ -187,7 +188,7 @@ def test_code_edited_under_a_running_command_is_refused_where_it_is_felt(package
     edit(package, "losses.py", "# a reason", "# another reason")
     room.require_unedited(definitions)
     edit(package, "losses.py", "return 2 * x", "return 3 * x")
-    with pytest.raises(ValueError, match=r"alignment_core\.losses\.scale was edited while this command runs"):
+    with pytest.raises(HostError, match=r"alignment_core\.losses\.scale was edited while this command runs"):
         room.require_unedited(definitions)
 
 
@@ -197,7 +198,7 @@ def test_a_stage_first_asked_for_after_an_edit_has_the_code_that_the_process_sta
     room.read_module("alignment_core.losses")
     edit(package, "stages/demo.py", "return scale(config)", "return scale(config) + 1")
     assert room.fingerprint("alignment_core.stages.demo:run").definitions == before
-    with pytest.raises(ValueError, match=r"stages\.demo\.run was edited"):
+    with pytest.raises(HostError, match=r"stages\.demo\.run was edited"):
         room.require_unedited(before)
 
 

@@ -14,9 +14,11 @@ from tiny_loops import TOKENIZER
 from tiny_models import tiny_model
 
 from alignment_core import engine as engine_room
+from alignment_core import followers
 from alignment_core.batching import TokenSequence
 from alignment_core.config import ModelConfig, ScratchModelConfig
 from alignment_core.engine import Engine
+from alignment_core.followers import Following
 from alignment_core.models import tensors_by_name
 from alignment_core.processes import FollowerRun, gather, interleave, own_run, process_count, share_of
 from alignment_core.runs import MemoryRun
@@ -24,7 +26,36 @@ from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import SFTConfig
 from benchmarks.local_servers import free_port
 
+DEATHS: list[tuple[str, type[Exception], str]] = [
+    (
+        "raise MemoryError('out of memory: lower it')",
+        MemoryError,
+        "process 1 of 2 of this stage: out of memory",
+    ),
+    ("raise TypeError('a bug')", RuntimeError, "process 1 of 2 of this stage ended with code 1: Traceback"),
+    ("import os; os.kill(os.getpid(), 9)", ChildProcessError, "process 1 of 2 of this stage ended with code -9"),
+]
 SCRIPT = Path(__file__).with_name("parallel_training.py")
+
+
+@pytest.mark.parametrize(("death", "kind", "words"), DEATHS)
+def test_what_another_process_dies_of_is_of_its_kind(
+    death: str, kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from alignment_core import fingerprint\n"
+        "def require_unedited(_):\n"
+        f"    {death}\n"
+        "fingerprint.require_unedited = require_unedited\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    task = Following(stage="prepare", settings={}, inputs={}, folder=tmp_path, code={})
+    with followers._following({"RANK": "1", "WORLD_SIZE": "2"}, task) as follower:
+        with pytest.raises((MemoryError, ChildProcessError)) as caught:
+            follower.await_ready()
+        died = follower.failure() or caught.value
+    assert type(died) is kind
+    assert str(died).startswith(words)
 
 
 @pytest.fixture(scope="module")

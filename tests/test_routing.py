@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -139,6 +140,17 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
+def test_a_member_that_fails_on_a_worker_leaves_the_rest(hosts: Hosts) -> None:
+    short = {"name": "short", "method": "sft", "settings": {"sft.max_length": 2}}
+    rest = {"name": "sft", "method": "sft"}
+    said = hosts.done(*hosts.study_command("run", "smoke", *settings(experiments=[short, rest])), code=1)
+    assert "not all of this study could be done; the rest was, and is kept" in said
+    assert re.search(r"^  short/seed0: none of \d+ examples fits: give more, or raise sft.max_length 2$", said, re.M)
+    assert "Traceback" not in said
+    (failed,) = [run for run in stage_runs(hosts, "sft") if run["state_name"] == "Failed"]
+    assert failed["state"]["message"].startswith("ValueError: none of ")
+
+
 def test_a_flow_in_a_gpu_pool_asks_no_other_worker(hosts: Hosts) -> None:
     """One worker must suffice: were the flow to ask the pool, it would wait for itself."""
     assert hosts.stop(hosts.hosts["second"], signal.SIGTERM) == 0
@@ -163,6 +175,7 @@ def test_a_host_on_another_commit_refuses_and_names_what_differs(hosts: Hosts, t
     assert "has other code or libraries than the study that asks" in said
     assert "pretrain.run" in said
     assert "Check out the same commit" in said
+    assert "Traceback" not in said
     assert states(stage_runs(hosts, "pretrain"))[-1] == "Failed"
 
 

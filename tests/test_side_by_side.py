@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from alignment_core.experiments import Member
+from alignment_core.failures import HostError, MemberError
 from alignment_core.records import ArtifactRef
+from alignment_core.remote import StoreUnreachable
 from alignment_core.stage_config import Comparison
 from flows import steps
 from flows.methods import Start, Trained
@@ -42,19 +44,24 @@ def test_more_calls_than_threads_all_run() -> None:
     assert sorted(done) == list(range(WIDTH + 5))
 
 
-def test_a_call_that_fails_leaves_the_others_to_their_end() -> None:
-    done: list[str] = []
+def test_a_call_that_fails_has_the_others_stop_and_no_further_one_begin() -> None:
+    together, stop, done = threading.Barrier(WIDTH, timeout=10), threading.Event(), list[str]()
 
     def failing(text: str) -> None:
-        raise ValueError(text)
+        together.wait()
+        raise TypeError(text)
 
-    def slow() -> None:
-        time.sleep(0.2)
-        done.append("slow")
+    def watch() -> None:
+        together.wait()
+        assert stop.wait(10)
+        raise KeyboardInterrupt
 
-    with pytest.raises(ValueError, match="first") as caught:
-        run_side_by_side([slow, lambda: failing("first"), lambda: failing("second")], threading.Event())
-    assert done == ["slow"]
+    watches = [watch] * (WIDTH - 2)
+    calls = [*watches, lambda: failing("first"), lambda: failing("second"), lambda: done.append("late")]
+    with pytest.raises(TypeError, match="first") as caught:
+        run_side_by_side(calls, stop)
+    assert stop.is_set()
+    assert not done
     assert caught.value.__notes__ == ["also: second"]
 
 
@@ -94,6 +101,46 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> steps.Study:
     monkeypatch.setattr(steps, "member_start", lambda _study, member: Start(REF, REF, member.start))
     monkeypatch.setattr(steps, "count_traces", lambda *_: 7)
     return steps.Study(planning_workspace(str(tmp_path)), load_config("tiny", {"seeds": [0, 1]}))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize(
+    ("error", "is_own"),
+    [
+        (ValueError("none of 8 samples is right: sample more"), True),
+        (FloatingPointError("the loss is not finite: lower the rate"), True),
+        (MemoryError("out of memory: lower it"), True),
+        (MemberError("it holds other weights than the trainer"), True),
+        (TypeError("a bug"), False),
+        (RuntimeError("TypeError: a bug elsewhere"), False),
+        (HostError("has other code: check out the same commit"), False),
+        (StoreUnreachable("the shared store cannot be reached"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_member_s_own_failure_leaves_the_rest_and_any_other_ends_the_study(
+    error: Exception, is_own: bool, remote: bool, study: steps.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trains = steps.train
+
+    def train(workspace: Workspace, member: Member, start: Start) -> Trained:
+        if member.name == "sft/128/raw/seed1":
+            raise error
+        return trains(workspace, member, start)
+
+    monkeypatch.setattr(steps, "train", train)
+    if remote:
+        dispatcher: Any = SimpleNamespace(stopping=threading.Event())
+        study.workspace.dispatcher = dispatcher
+    if is_own:
+        steps.run_experiments(study)
+        assert study.workspace.failures["sft/128/raw/seed1"] is error
+        assert "sft/128/filtered/seed1" in study.trained
+    else:
+        with pytest.raises(type(error)) as caught:
+            steps.run_experiments(study)
+        assert caught.value is error
+        assert not study.workspace.failures
 
 
 def test_results_stand_in_the_same_order_however_they_come(study: steps.Study) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alignment_core.config import Config
 from alignment_core.events import Event, read_events
+from alignment_core.failures import HostError
 from alignment_core.journal import undisturbed
 from alignment_core.manifest import Components
 from alignment_core.stage import StageSpec, run_stage
@@ -93,6 +95,15 @@ def test_resumes_after_the_last_checkpoint_with_one_point_per_step(tmp_path: Pat
     assert [event.step for event in heard if event.kind == "point"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_torch_out_of_memory_is_told_wherever_it_is_met(tmp_path: Path, install: Any) -> None:
+    def run(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    install(run)
+    with pytest.raises(MemoryError, match="out of memory: take a smaller model"):
+        run_stage(Store(tmp_path), spec())
+
+
 def test_without_a_checkpoint_it_starts_over(tmp_path: Path, install: Any) -> None:
     store = Store(tmp_path)
     install(count(fail_at=2))
@@ -167,7 +178,7 @@ def test_an_input_that_is_not_what_the_key_was_made_of_is_refused(tmp_path: Path
     if spoil == "another":
         parent = parent.model_copy(update={"digest": "0" * 64})
     child = spec(steps=2).model_copy(update={"inputs": {"model": parent}, "key": "child"})
-    with pytest.raises(ValueError, match=rf"input model \(demo/{parent.key[:12]}\) cannot be used"):
+    with pytest.raises(HostError, match=rf"input model \(demo/{parent.key[:12]}\) cannot be used"):
         run_stage(store, child)
     assert store.lookup("demo", "child").ref is None
 

@@ -14,6 +14,7 @@ from alignment_core import stage_server
 from alignment_core.config import ArithmeticConfig, DataConfig, SamplingConfig
 from alignment_core.config_base import Config
 from alignment_core.events import Event
+from alignment_core.failures import HostError, MemberError
 from alignment_core.fingerprint import SAMPLERS, stage_fingerprint
 from alignment_core.interruption import Interrupted
 from alignment_core.operation import STAGE_PYTHON
@@ -27,9 +28,13 @@ VLLM = SampleStage(sampling=SamplingConfig(backend="vllm"), split="train", seed=
 PLAIN = SampleStage(sampling=SamplingConfig(), split="train", seed=0).model_dump(mode="json")
 
 
-def prepare(seed: int = 0, train: int = 8) -> StageSpec:
-    data = DataConfig(arithmetic=ArithmeticConfig(train=train, dev=4, test=4), dev_size=4)
+def prepare(seed: int = 0, train: int = 8, max_total: int = 50) -> StageSpec:
+    data = DataConfig(arithmetic=ArithmeticConfig(max_total=max_total, train=train, dev=4, test=4), dev_size=4)
     return make_spec("prepare", PrepareStage(data=data, template="Q: {question} <think>", seed=seed), {}, "prepare")
+
+
+IMPOSSIBLE = prepare(max_total=2)
+"""It asks for what there is none of: a member's own fault."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +63,35 @@ def test_one_process_runs_stage_after_stage_and_tells_what_they_record(tmp_path:
 def test_a_failure_is_told_and_the_next_stage_gets_a_new_process(tmp_path: Path) -> None:
     store = Store(tmp_path)
     broken = prepare().model_copy(update={"key": "0" * 64})
-    with pytest.raises(RuntimeError, match=r"^prepare was made elsewhere"):
+    with pytest.raises(HostError, match=r"^prepare was made elsewhere"):
         run_elsewhere(sys.executable, store, broken)
+    with pytest.raises(ValueError, match=r"^no train problem of 3 steps within arithmetic\.max_total 2: raise it"):
+        run_elsewhere(sys.executable, store, IMPOSSIBLE)
     assert run_elsewhere(sys.executable, store, prepare()).how == "ran"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        ("MemberError('other weights')", MemberError, "^other weights$"),
+        ("FileNotFoundError('gone')", HostError, "^gone$"),
+        ("TypeError('a bug')", RuntimeError, r"(?s)^Traceback.*TypeError: a bug$"),
+    ],
+)
+def test_a_failure_arrives_by_its_kind(
+    raised: str, kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from alignment_core.failures import MemberError\n"
+        "from alignment_core.stages import prepare\n"
+        "def run(*_):\n"
+        f"    raise {raised}\n"
+        "prepare.run = run\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(kind, match=words) as caught:
+        run_elsewhere(sys.executable, Store(tmp_path), prepare())
+    assert type(caught.value) is kind
 
 
 def test_a_killed_process_is_told_and_replaced(tmp_path: Path) -> None:
@@ -75,7 +106,7 @@ def test_a_killed_process_is_told_and_replaced(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, kill)
     signal.alarm(1)
     try:
-        with pytest.raises(RuntimeError, match="ended with code -9"):
+        with pytest.raises(HostError, match="ended with code -9: it was killed, often for lack of memory"):
             run_elsewhere(sys.executable, store, prepare(1))
     finally:
         signal.signal(signal.SIGALRM, before)
@@ -108,7 +139,7 @@ def test_a_key_follows_the_sampler_that_its_settings_name(monkeypatch: pytest.Mo
 
 def test_an_interpreter_that_cannot_run_stages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STAGE_PYTHON, str(tmp_path / "python"))
-    with pytest.raises(ValueError, match=r"ALIGNFLOW_STAGE_PYTHON=.*cannot run stages.*or unset it"):
+    with pytest.raises(HostError, match=r"ALIGNFLOW_STAGE_PYTHON=.*cannot run stages.*or unset it"):
         stage_fingerprint("sample", VLLM)
 
 

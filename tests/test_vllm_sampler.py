@@ -17,6 +17,7 @@ from transformers import Qwen2ForCausalLM
 
 from alignment_core import vllm_engine, weight_sync
 from alignment_core.config import SamplingConfig, VllmConfig
+from alignment_core.failures import MemberError
 from alignment_core.models import load_model, load_tokenizer, save_model
 from alignment_core.policy_gradient import train_grpo
 from alignment_core.runs import MemoryRun
@@ -226,7 +227,7 @@ def test_the_probe_finds_a_weight_that_was_not_synced(left_out: str, monkeypatch
             yield name, stale if name == left_out else weight
 
     monkeypatch.setattr(weight_sync, "named_weights", without_one)
-    with pytest.raises(RuntimeError, match=r"differ from the trainer's by .* sampling\.backend transformers"):
+    with pytest.raises(MemberError, match=r"differ from the trainer's by .* sampling\.backend transformers"):
         sampler.update_weights(model)
     monkeypatch.undo()
     sampler.update_weights(model)
@@ -238,7 +239,7 @@ def test_the_probe_finds_a_tied_head_that_kept_its_old_copy(monkeypatch: pytest.
     """vllm's CPU kernels read a packed copy of the head, which a reload of the shared embedding does not reach."""
     sampler = vllm_sampler(model_of())
     monkeypatch.setattr(weight_sync, "_repack_tied_head", lambda _: None)
-    with pytest.raises(RuntimeError, match="differ from the trainer's"):
+    with pytest.raises(MemberError, match="differ from the trainer's"):
         sampler.update_weights(model_of(seed=1))
 
 
