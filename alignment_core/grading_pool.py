@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from alignment_core.failures import HostError
 from alignment_core.grading_child import FRUITLESS
 from alignment_core.grading_process import MODULE, Gone, GradingProcess, Late, Limits
 from alignment_core.verdicts import GradeStatus, GradingMode, Question, Verdict
@@ -45,8 +46,8 @@ class Batch:
     def result(self, timeout: float | None = None) -> list[Verdict]:
         """The verdicts in order, once all are there.
 
-        Raises TimeoutError after `timeout` seconds (None waits), RuntimeError where no child could be started or
-        the pool was closed.
+        Raises TimeoutError after `timeout` seconds (None waits), HostError where no child could be started,
+        RuntimeError where the pool was closed.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._missing == 0 or self._failure is not None, timeout):
@@ -243,7 +244,7 @@ class _Driver(threading.Thread):
         except (Late, Gone) as error:
             with self._lock:
                 self._discard()
-            raise RuntimeError(
+            raise HostError(
                 f"a grading child does not start: `{sys.executable} -m {MODULE} {self._mode} 2 1 {2**31}` shows why"
             ) from error
         return child

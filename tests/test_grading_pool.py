@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from alignment_core import grading_child, grading_pool
+from alignment_core.failures import HostError
 from alignment_core.grading_pool import Batch, GradingPool
 from alignment_core.grading_process import GradingProcess, Limits
 from alignment_core.rewards import grade_batch, grade_stream, r1_zero_reward_fn, submit_batch
@@ -239,7 +240,7 @@ def test_a_closed_pool_says_so() -> None:
 
 def test_a_child_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignment_core.grading_process.MODULE", "alignment_core.no_such_module")
-    with GradingPool() as pool, pytest.raises(RuntimeError, match="does not start"):
+    with GradingPool() as pool, pytest.raises(HostError, match="does not start"):
         pool.compare([RIGHT])
 
 
