@@ -271,15 +271,22 @@ def require_traces(study: Study, places: list[tuple[Member, Start]]) -> None:
 
 def analyze_step(study: Study) -> ArtifactRef:
     """Statistics over everything evaluated, and the comparisons that the experiments ask for."""
-    seeds: dict[str, set[int | None]] = {}
+    runs: dict[str, dict[int | None, str]] = {}
     for item in study.evaluations:
-        seeds.setdefault(item.comparison.name.rpartition("/seed")[0], set()).add(item.comparison.seed)
+        group = item.comparison.name.rpartition("/seed")[0]
+        runs.setdefault(group, {})[item.comparison.seed] = item.grade.key
     asked = contrasts(study.config, study.winners)
-    # Without a seed that both have, because members failed, there is nothing to compare.
-    pairs = [
-        Contrast(name=one, against=other) for one, other in asked if seeds.get(one, set()) & seeds.get(other, set())
-    ]
+    pairs = [Contrast(name=one, against=other) for one, other in asked if comparable(runs.get(one), runs.get(other))]
     return analyze(study.workspace, study.evaluations, tuple(pairs))
+
+
+def comparable(one: dict[int | None, str] | None, other: dict[int | None, str] | None) -> bool:
+    """Whether two settings, as evaluations by seed, can be compared.
+
+    They cannot without a seed that both have, because members failed; nor can a run with itself, under two names.
+    """
+    common = (one or {}).keys() & (other or {}).keys()
+    return bool(one and other and any(one[seed] != other[seed] for seed in common))
 
 
 def report_step(study: Study, analysis: ArtifactRef) -> ArtifactRef:

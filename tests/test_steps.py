@@ -86,3 +86,11 @@ def test_where_the_filter_keeps_all_traces_filtered_is_raw(
 def test_while_it_is_only_planned_a_filter_is_taken_to_drop_some(workspace: Workspace) -> None:
     planned = ArtifactRef(stage="filter", key="k", digest=PLANNED)
     assert not same_traces(workspace, planned, planned)
+
+
+def test_settings_are_compared_over_seeds_of_both_unless_they_are_the_same_runs() -> None:
+    assert steps.comparable({0: "a", 1: "b"}, {1: "c", 2: "d"})
+    assert steps.comparable({0: "a", 1: "b"}, {0: "a", 1: "c"})
+    assert not steps.comparable({0: "a"}, {1: "c"})
+    assert not steps.comparable({0: "a", 1: "b"}, {0: "a", 1: "b"})
+    assert not steps.comparable(None, {0: "a"})
