@@ -4,12 +4,18 @@ import socket
 import time
 import urllib.request
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    """A port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on right now, another at each call: whom it was given to may not listen on it yet."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def wait_until_healthy(url: str, seconds: float = 90.0) -> None:

@@ -200,11 +200,11 @@ class Dispatcher:
             if is_stuck(seen):
                 self._ask(partial(end_stuck, run=seen))
             waited = time.monotonic() - began
-            self._require_in_time(waited, request, seen)
             quiet = waited > 2 * self.patience.poll and time.monotonic() - told > QUIET_SECONDS
             if quiet and (why := self._ask(partial(why_waiting, run=seen))):
                 _say(listener, request, why)
                 told = time.monotonic()
+            self._require_in_time(waited, request, seen)
             if self.stopping.wait(self.patience.poll):
                 raise KeyboardInterrupt
 

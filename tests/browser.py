@@ -67,10 +67,11 @@ class Browser:
             time.sleep(0.05)
         port, path = file.read_text().split("\n")[:2]
         with connect(f"ws://127.0.0.1:{port}{path}", open_timeout=_PATIENCE) as whole:
-            whole.send(json.dumps({"id": 0, "method": "Target.getTargets"}))
-            reply = json.loads(whole.recv(_PATIENCE))
-        target = next(one["targetId"] for one in reply["result"]["targetInfos"] if one["type"] == "page")
-        return connect(f"ws://127.0.0.1:{port}/devtools/page/{target}", max_size=2**28, open_timeout=_PATIENCE)
+            while not (pages := _pages(whole)):
+                if time.monotonic() > deadline:
+                    raise TimeoutError("chromium opened no page")
+                time.sleep(0.05)
+        return connect(f"ws://127.0.0.1:{port}/devtools/page/{pages[0]}", max_size=2**28, open_timeout=_PATIENCE)
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One call; events that come before its reply are kept."""
@@ -172,3 +173,10 @@ class Browser:
 
     def _told(self, method: str) -> list[dict[str, Any]]:
         return [event["params"] for event in self.events if event["method"] == method]
+
+
+def _pages(browser: ClientConnection) -> list[str]:
+    """Ids of the pages that a browser has."""
+    browser.send(json.dumps({"id": 0, "method": "Target.getTargets"}))
+    reply = json.loads(browser.recv(_PATIENCE))
+    return [one["targetId"] for one in reply["result"]["targetInfos"] if one["type"] == "page"]

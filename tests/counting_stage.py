@@ -1,9 +1,12 @@
 """A host that runs a stand-in stage: `python -m counting_stage STORE STEPS SECONDS_PER_STEP [KEY]`.
 
 It counts, saves at every step, and its result depends on every step. The outcome, or the error, is the last line.
+Where COUNTING_GATE names a file, nobody takes the last step before the file is there, and a host that waits for
+another says so with a file beside it.
 """
 
 import json
+import os
 import sys
 import time
 import types
@@ -18,6 +21,7 @@ from alignment_core.stage import StageSpec, run_stage
 from alignment_core.store_access import open_store_folder
 
 SECONDS = [0.0]
+GATE = "COUNTING_GATE"
 
 
 class CountingStage(Config):
@@ -37,12 +41,20 @@ def count(config: CountingStage, inputs: dict[str, Path], output: Path, run: Any
     done, total = json.loads((latest / "count.json").read_text()) if latest else (0, 1)
     for step in range(done + 1, config.steps + 1):
         time.sleep(SECONDS[0])
+        if step == config.steps:
+            wait_at_gate()
         total = (total * 31 + step) % 1_000_003
         run.emit(step, {"train/loss": float(total)}, total=config.steps)
         if run.checkpoint_due():
             state = json.dumps([step, total])
             run.save_checkpoint(step, lambda folder, state=state: (folder / "count.json").write_text(state))
     (output / "result.txt").write_text(str(total))
+
+
+def wait_at_gate() -> None:
+    """Until whoever set one opens it."""
+    while (gate := os.environ.get(GATE)) and not Path(gate).exists():
+        time.sleep(0.01)
 
 
 def expected(steps: int) -> str:
@@ -63,6 +75,8 @@ def install() -> None:
 def hear(event: Event) -> None:
     text = f"say {event.name}" if event.kind == "say" else f"{event.kind} {event.step}"
     print(text, flush=True)
+    if text.startswith("say waits for process") and (gate := os.environ.get(GATE)):
+        Path(f"{gate}.{os.getpid()}").touch()
 
 
 def main() -> None:

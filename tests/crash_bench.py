@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hosts_kit import ALIGNFLOW, ROOT, Hosts
 from kill_root import record
 from real_servers import Server, mlflow_server
 from shared_hosts import shared
+from waiting import matching
 
 from alignment_core.attempts import under_way
 from alignment_core.events import EVENTS
@@ -108,9 +109,9 @@ class CrashBench(Hosts):
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        super().close()
-        self.mlflow.kill()
-        self.twins.close()
+        with ExitStack() as stack:
+            for close in (self.twins.close, self.mlflow.kill, super().close):
+                stack.callback(close)
 
     def start_prefect(self) -> None:
         """Start, or start again, Prefect's server."""
@@ -195,7 +196,7 @@ class CrashBench(Hosts):
 
     def uploaded(self, case: Case) -> int:
         """Step of the furthest checkpoint in the shared store; 0 without one."""
-        found = (self.store / ".work").glob(f"grpo-{case.key}/*/shared.json")
+        found = matching(self.store / ".work", f"grpo-{case.key}/*/shared.json")
         return max((int(marker.parent.name.partition("-")[2]) for marker in found), default=0)
 
     def attempts(self, case: Case) -> int:
@@ -204,12 +205,13 @@ class CrashBench(Hosts):
         return max((int(path.stem) for path in found), default=0)
 
     def step(self, case: Case) -> int:
-        """Last step that any host has recorded."""
-        steps = [0]
-        for path in (self.folder / "machines").glob(f"*/root/data/store/.work/grpo-{case.key}/output/record/{EVENTS}"):
+        """Last step that any host has recorded; the last of all once a host has the artifact."""
+        steps, machines = [0], self.folder / "machines"
+        for path in matching(machines, f"*/root/data/store/.work/grpo-{case.key}/output/record/{EVENTS}"):
             with suppress(FileNotFoundError):
                 steps += [int(step) for step in re.findall(r'"kind":"point","step":(\d+)', path.read_text())]
-        return max(steps)
+        finished = matching(machines, f"*/root/data/store/grpo/{case.key}/manifest.json")
+        return case.steps if finished else max(steps)
 
     def pids(self, *words: str) -> list[int]:
         """Processes of this bench whose command line has all these words."""

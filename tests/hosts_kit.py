@@ -8,9 +8,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.error import HTTPError
+
+from waiting import matching
 
 from benchmarks.local_servers import free_port
 
@@ -21,14 +24,24 @@ T = TypeVar("T")
 
 
 def post(environment: dict[str, str], path: str, body: dict[str, Any]) -> Any:
-    """A query of the API of the Prefect server that an environment names."""
+    """A query of the API of the Prefect server that an environment names.
+
+    Asked again for a minute: a server that is busy with its database answers 503, as its own client knows.
+    """
     request = urllib.request.Request(
         f"{environment['PREFECT_API_URL']}/{path}",
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read())
+        except OSError as error:
+            if time.monotonic() > deadline or (isinstance(error, HTTPError) and error.code < 500):
+                raise
+        time.sleep(0.5)
 
 
 class Hosts:
@@ -153,7 +166,7 @@ class Hosts:
     def checkpoint(self, stage: str) -> int:
         """Step of the newest checkpoint of a stage under way; 0 without one."""
         work = self.root / "data" / "store" / ".work"
-        markers = work.glob(f"{stage}-*/checkpoints/[0-9]*/complete.json")
+        markers = matching(work, f"{stage}-*/checkpoints/[0-9]*/complete.json")
         return max((int(marker.parent.name) for marker in markers), default=0)
 
     def stop(self, process: subprocess.Popen[Any], number: signal.Signals, seconds: float = 90) -> int:
@@ -168,6 +181,7 @@ class Hosts:
                 process.wait()
 
     def close(self) -> None:
-        """End everything, the newest first; workers before the server."""
-        for process in reversed(self._processes):
-            self.stop(process, signal.SIGTERM)
+        """End everything, the newest first; workers before the server. One that does not end keeps none from it."""
+        with ExitStack() as stack:
+            for process in self._processes:
+                stack.callback(self.stop, process, signal.SIGTERM)

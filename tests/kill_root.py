@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from waiting import matching
+
 from alignment_core.config import ArithmeticConfig, DataConfig, SamplingConfig, ScratchModelConfig
 from alignment_core.events import read_events
 from alignment_core.prompts import read_template
@@ -91,4 +93,4 @@ def event_times(store: Store, ref: ArtifactRef) -> dict[int, float]:
 
 def checkpoint_steps(store: Path) -> list[int]:
     """Steps of the complete checkpoints of the stages under way."""
-    return sorted(int(marker.parent.name) for marker in store.glob(".work/*/checkpoints/[0-9]*/complete.json"))
+    return sorted(int(one.parent.name) for one in matching(store, ".work/*/checkpoints/[0-9]*/complete.json"))

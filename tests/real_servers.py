@@ -112,7 +112,7 @@ def status(url: str, credentials: str = "", body: bytes | None = None) -> int | 
     if credentials:
         headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -127,5 +127,6 @@ def listening(pid: int) -> set[str]:
     process = psutil.Process(pid)
     found = set()
     for one in (process, *process.children(recursive=True)):
-        found |= {entry.laddr.ip for entry in one.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):  # a child that has ended meanwhile
+            found |= {entry.laddr.ip for entry in one.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
     return found

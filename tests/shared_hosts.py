@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "OMP_NUM_THREADS": "1",
 }
-DEADLINE = 200.0
-"""Seconds: a busy machine takes long to start a process that imports torch."""
 _started: list[subprocess.Popen[str]] = []
 
 
@@ -110,17 +108,6 @@ def end_hosts() -> None:
         host = _started.pop()
         if host.poll() is None:
             kill(host)
-
-
-def wait_until(condition: Callable[[], object], what: str, host: subprocess.Popen[str] | None = None) -> None:
-    """Wait for something that a host does; fails with what the host said if it ends before, or never does it."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        if host is not None and host.poll() is not None:
-            raise AssertionError(f"the host ended with {host.returncode} before {what}: {host.communicate()[0]}")
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no sign of {what} in {DEADLINE} s")
-        time.sleep(0.05)
 
 
 def kill(host: subprocess.Popen[str]) -> None:

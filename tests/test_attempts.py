@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_stage import expected, spec
+from counting_stage import GATE, expected, spec
 from hypothesis import given
 from hypothesis import strategies as st
 from kill_root import ARITHMETIC, record, sft_spec
-from shared_hosts import ENVIRONMENT, end_hosts, kill, s3_server, shared, start_host, wait_until, write_spec
+from shared_hosts import ENVIRONMENT, end_hosts, kill, s3_server, shared, start_host, write_spec
+from waiting import matching, wait_until
 
 from alignment_core import attempts
 from alignment_core.attempts import Attempt, Stillness, Superseded, attempting, numbers, place_of, under_way
@@ -187,7 +188,7 @@ def test_a_second_attempt_waits_while_the_first_lives_and_says_for_whom(url: str
         (one,) = under_way(remote)
         assert (one.holder.number, one.beat is not None and one.beat.state) == (1, "working")
         first.check()
-    assert entered.wait(5)
+    assert entered.wait(60)
     thread.join()
     assert second == [2]
     assert told == [
@@ -242,18 +243,19 @@ def test_an_outage_for_all_takes_nobody_s_stage(tmp_path: Path) -> None:
         away.rename(folder)
         assert not done.wait(1.0)
         first.check()
-    assert done.wait(5)
+    assert done.wait(60)
     thread.join()
 
 
 def test_a_step_after_a_long_silence_asks_before_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "ANSWER_SECONDS", 60.0)
     remote = RemoteFolder(str(tmp_path / "shared"))
-    with attempting(remote, "demo-k", make_root(tmp_path, "a"), no_wait, lease=60.0) as attempt:
+    with attempting(remote, "demo-k", make_root(tmp_path, "a"), no_wait, lease=600.0) as attempt:
         wait_until(lambda: attempt._answered.is_set(), "the first beat")
         assert attempts._claim(remote, "demo-k", 2, "elsewhere")
         attempt.at_boundary()  # its last look is younger than the lease
         real = time.clock_gettime
-        monkeypatch.setattr(attempts.time, "clock_gettime", lambda clock: real(clock) + 61.0)  # the host slept
+        monkeypatch.setattr(attempts.time, "clock_gettime", lambda clock: real(clock) + 601.0)  # the host slept
         with pytest.raises(Superseded):
             attempt.at_boundary()
 
@@ -281,7 +283,7 @@ def points(url: str, root: Path, steps: int) -> list[int]:
 
 
 def test_a_host_that_is_lost_is_gone_on_from_by_another(hosts_url: str, tmp_path: Path) -> None:
-    first = host(hosts_url, tmp_path / "a", 40, 0.1)
+    first = host(hosts_url, tmp_path / "a", 40, 0.1, {GATE: str(tmp_path / "never")})
     wait_until(lambda: uploaded(hosts_url, 40) >= 3, "an upload", first)
     kill(first)
     shutil.rmtree(tmp_path / "a")
@@ -298,7 +300,10 @@ def test_a_host_that_is_lost_is_gone_on_from_by_another(hosts_url: str, tmp_path
 
 
 def test_hosts_that_ask_at_once_compute_once(hosts_url: str, tmp_path: Path) -> None:
-    hosts = [host(hosts_url, tmp_path / name, 10, 0.1) for name in "abc"]
+    gate = tmp_path / "gate"
+    hosts = [host(hosts_url, tmp_path / name, 10, 0.0, {GATE: str(gate)}) for name in "abc"]
+    wait_until(lambda: len(list(tmp_path.glob("gate.*"))) == 2, "two hosts that wait for the third")
+    gate.touch()
     said = [each.communicate()[0] for each in hosts]
     assert [each.returncode for each in hosts] == [0, 0, 0], said
     assert sorted(text.count('"how":"ran"') for text in said) == [0, 0, 1], said
@@ -324,7 +329,8 @@ def test_a_host_that_was_stopped_past_its_lease_harms_nothing(hosts_url: str, tm
     assert first.returncode == 1
     assert len(points_at_home(tmp_path / "a")) <= len(recorded) + 1  # it asks at its first step
     assert "Superseded: attempt 2 computes counting/" in said.splitlines()[-1]
-    assert uploaded(hosts_url, 40) >= before
+    reader = shared(hosts_url, tmp_path / "d")  # the second may have published already, and its checkpoints are gone
+    assert uploaded(hosts_url, 40) >= before or reader.lookup("counting", spec(40).key).ref
     assert not (tmp_path / "a" / "counting").exists()
     said = second.communicate()[0]
     assert second.returncode == 0, said
@@ -338,42 +344,42 @@ def test_a_host_that_was_stopped_past_its_lease_harms_nothing(hosts_url: str, tm
 def test_sigterm_uploads_the_last_checkpoint_and_lets_the_next_in_at_once(hosts_url: str, tmp_path: Path) -> None:
     never = {"ALIGNFLOW_UPLOAD_SECONDS": "1000", "ALIGNFLOW_LEASE_SECONDS": "60"}
     first = host(hosts_url, tmp_path / "a", 100, 0.05, never)
-    wait_until(lambda: list((tmp_path / "a").glob(".work/*/checkpoints/0*")), "a checkpoint", first)
+    wait_until(lambda: matching(tmp_path / "a", ".work/*/checkpoints/0*"), "a checkpoint", first)
     first.send_signal(signal.SIGTERM)
     said = first.communicate()[0]
     assert first.returncode == 143, said
     last = max(int(line.split()[1]) for line in said.splitlines() if line.startswith("checkpoint "))
     assert uploaded(hosts_url, 100) == last
-    began = time.monotonic()
     second = host(hosts_url, tmp_path / "b", 100, 0.0, never)
     said = second.communicate()[0]
     assert f"say goes on from step {last}, which another attempt uploaded" in said
-    assert time.monotonic() - began < 30  # half the lease
+    assert "waits for process" not in said
+    assert "takes over" not in said
     assert points(hosts_url, tmp_path / "c", 100) == list(range(1, 101))
 
 
 @pytest.mark.slow
 def test_the_further_of_a_local_and_a_shared_checkpoint_wins(tmp_path: Path) -> None:
-    url = str(tmp_path / "shared")
-    first = host(url, tmp_path / "a", 60, 0.1)
-    wait_until(lambda: uploaded(url, 60) >= 2, "an upload", first)
+    url, endless = str(tmp_path / "shared"), {GATE: str(tmp_path / "never")}
+    first = host(url, tmp_path / "a", 200, 0.1, endless)
+    wait_until(lambda: uploaded(url, 200) >= 2, "an upload", first)
     kill(first)
     at_home = max(int(path.name) for path in (tmp_path / "a").glob(".work/*/checkpoints/0*"))
-    again = host(url, tmp_path / "a", 60, 0.1)  # the same root: no lease to wait for, and its own is the furthest
-    wait_until(lambda: uploaded(url, 60) >= at_home + 2, "a further upload", again)
+    again = host(
+        url, tmp_path / "a", 200, 0.1, endless
+    )  # the same root: no lease to wait for, and its own is the furthest
+    wait_until(lambda: uploaded(url, 200) >= at_home + 2, "a further upload", again)
     kill(again)
-    away = uploaded(url, 60)
-    other = host(url, tmp_path / "b", 60, 0.1)
-    wait_until(lambda: uploaded(url, 60) >= away + 3, "the other host's upload", other)
-    kill(other)
     before = max(int(path.name) for path in (tmp_path / "a").glob(".work/*/checkpoints/0*"))
-    further = uploaded(url, 60)
-    home = host(url, tmp_path / "a", 60, 0.0)
+    other = host(url, tmp_path / "b", 200, 0.1, endless)
+    wait_until(lambda: uploaded(url, 200) > before, "the other host's upload", other)
+    kill(other)
+    further = uploaded(url, 200)
+    home = host(url, tmp_path / "a", 200, 0.0)
     said = home.communicate()[0]
     assert home.returncode == 0, said
-    assert further > before
     assert f"say goes on from step {further}, which another attempt uploaded" in said
-    assert points(url, tmp_path / "c", 60) == list(range(1, 61))
+    assert points(url, tmp_path / "c", 200) == list(range(1, 201))
 
 
 @pytest.mark.slow
@@ -382,7 +388,7 @@ def test_training_goes_on_through_an_outage_and_shares_afterwards(tmp_path: Path
     first = host(str(folder), tmp_path / "a", 50, 0.1)
     wait_until(lambda: uploaded(str(folder), 50) >= 1, "an upload", first)
     folder.rename(away)
-    wait_until(lambda: list((tmp_path / "a").glob("counting/*/manifest.json")), "the local artifact", first)
+    wait_until(lambda: matching(tmp_path / "a", "counting/*/manifest.json"), "the local artifact", first)
     time.sleep(0.5)
     away.rename(folder)
     said = first.communicate()[0]
@@ -394,10 +400,11 @@ def test_training_goes_on_through_an_outage_and_shares_afterwards(tmp_path: Path
 def test_an_outage_beyond_patience_is_an_error_and_the_next_run_shares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, away = tmp_path / "shared", tmp_path / "away"
-    first = host(str(folder), tmp_path / "a", 8, 0.1, {"ALIGNFLOW_STORE_PATIENCE": "1"})
-    wait_until(lambda: list((tmp_path / "a").glob(".work/*/checkpoints/0*")), "a checkpoint", first)
+    folder, away, gate = tmp_path / "shared", tmp_path / "away", tmp_path / "gate"
+    first = host(str(folder), tmp_path / "a", 8, 0.0, {"ALIGNFLOW_STORE_PATIENCE": "1", GATE: str(gate)})
+    wait_until(lambda: matching(tmp_path / "a", ".work/*/checkpoints/0*"), "a checkpoint", first)
     folder.rename(away)
+    gate.touch()
     said = first.communicate()[0]
     assert first.returncode == 1
     assert "is finished and whole in" in said

@@ -99,7 +99,7 @@ def test_two_parents_at_once(bench: CrashBench) -> None:
 
 def test_a_worker_with_its_stage_a_host_that_sleeps_and_a_lost_host(bench: CrashBench) -> None:
     """Together, for all three wait until Prefect's server has missed enough heartbeats."""
-    cases = [bench.begin(seed, steps=60) for seed in (8, 9, 10)]
+    cases = [bench.begin(seed, steps=120) for seed in (8, 9, 10)]
     bench.until(lambda: all([bench.is_met(case) for case in cases]))
     killed, asleep, lost = cases
     machines, sleeper = [bench.machine_of(case) for case in cases], bench.stage_process(asleep)

@@ -1,6 +1,7 @@
 """Who is asked for a stage, how often, and what is told of it: against a server that plays along."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -357,6 +358,22 @@ def test_a_stage_without_end_is_given_up_and_left(store: Store, monkeypatch: pyt
         dispatcher.compute(store, REQUEST, Heard())
     assert server.runs[0].state is not None
     assert server.runs[0].state.is_running()
+
+
+def test_one_that_is_given_up_at_its_first_look_still_says_why_it_waited(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, heard = Server([Scheduled()]), Heard()
+    look = server.read_flow_run
+
+    def late(run_id: UUID) -> FlowRun:
+        time.sleep(0.05)
+        return look(run_id)
+
+    monkeypatch.setattr(server, "read_flow_run", late)
+    with served_by(server, monkeypatch, deadline=1e-6) as dispatcher, pytest.raises(RemoteStageError, match="_HOURS"):
+        dispatcher.compute(store, REQUEST, heard)
+    assert "no worker polls pool h100" in heard.lines[-1]
 
 
 def test_a_flow_run_that_was_deleted_meanwhile_is_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

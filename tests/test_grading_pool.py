@@ -87,8 +87,8 @@ def test_a_batch_is_graded_while_its_asker_goes_on() -> None:
     under_way = submit_batch([" r </think> <answer> 8 </answer>"] * 200, ["8"] * 200, workers=1)
     assert len(under_way.result(timeout=60)) == 200
     assert under_way.done()
-    with GradingPool() as pool, pytest.raises(TimeoutError, match="not there yet"):
-        pool.submit([RIGHT]).result(timeout=0.0)
+    with pytest.raises(TimeoutError, match="not there yet"):
+        Batch([RIGHT]).result(timeout=0.0)
 
 
 def test_only_the_guilty_question_is_late_and_the_batch_goes_on(thorough_pool: GradingPool) -> None:

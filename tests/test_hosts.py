@@ -104,7 +104,7 @@ def runs(process: int) -> bool:
     """Whether a process is there, and no zombie that nobody has asked for its exit code yet."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

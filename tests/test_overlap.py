@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
+from waiting import wait_until
 
 from alignment_core.config import SamplingConfig
 from alignment_core.overlap import OverlappedGrading
@@ -43,8 +44,8 @@ def test_responses_are_graded_while_others_are_awaited():
 
     with OverlappedGrading(grade, ["a", "b"]) as grading:
         grading.finished(0, "a")
-        assert graded.wait(5), "nothing was graded before the last response ended"
-        time.sleep(0.01)
+        assert graded.wait(60), "nothing was graded before the last response ended"
+        wait_until(lambda: grading.spans, "the end of the first grading")
         sampled = time.perf_counter()
         verdicts = grading.verdicts(["a", "b"])
     assert [verdict.reward for verdict in verdicts] == [1, 1]
@@ -58,7 +59,7 @@ def test_what_ends_while_the_grader_is_busy_is_graded_together():
 
     def grade(responses: Sequence[str], truths: Sequence[str]) -> list[GradedResponse]:
         sizes.append(len(responses))
-        busy.wait(5)
+        busy.wait(60)
         return exact(responses, truths)
 
     with OverlappedGrading(grade, ["a"] * 6) as grading:
@@ -139,7 +140,7 @@ class Waiting:
             on_finished(index, text)
             ended.append(index)
             if len(ended) == self._half:
-                self.in_time = self._graded.wait(10)
+                self.in_time = self._graded.wait(60)
 
         return self._sampler.sample(requests, config, on_progress, finished)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,18 +40,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     }
     log = (home / "server.log").open("w")
     start = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    processes = [subprocess.Popen(start, env=environment, stdout=log, stderr=log)]
-    try:
+    with ExitStack() as ending:
+        ending.callback(log.close)
+        server = subprocess.Popen(start, env=environment, stdout=log, stderr=log)
+        ending.callback(stop, server, signal.SIGTERM)
         wait_until_healthy(environment["PREFECT_API_URL"])
         prefect(environment, "work-pool", "create", "cpu", "--type", "process")
         prefect(environment, "--no-prompt", "deploy", "--name", "study/smoke")
         worker = [*PREFECT, "worker", "start", "--pool", "cpu"]
-        processes.append(subprocess.Popen(worker, env=environment, cwd=ROOT, stdout=log, stderr=log))
+        process = subprocess.Popen(worker, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        ending.callback(stop, process, signal.SIGTERM)
         yield environment
-    finally:
-        for process in reversed(processes):
-            stop(process, signal.SIGTERM)
-        log.close()
 
 
 def stop(process: subprocess.Popen[str] | subprocess.Popen[bytes], number: signal.Signals, seconds: float = 60) -> None:
@@ -60,6 +60,7 @@ def stop(process: subprocess.Popen[str] | subprocess.Popen[bytes], number: signa
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
         raise
 
 

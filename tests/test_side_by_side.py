@@ -28,7 +28,7 @@ REF = ArtifactRef(stage="prepare", key="k", digest="d")
 def test_calls_run_at_the_same_time_with_the_context_of_who_asks() -> None:
     setting = contextvars.ContextVar("setting", default="")
     setting.set("flow run")
-    together, seen = threading.Barrier(3, timeout=10), []
+    together, seen = threading.Barrier(3, timeout=60), []
 
     def call() -> None:
         together.wait()

@@ -6,9 +6,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 
 import pytest
+from waiting import wait_until
 
 from alignment_core import stage_server
 from alignment_core.config import ArithmeticConfig, DataConfig, SamplingConfig
@@ -116,9 +117,18 @@ def test_a_killed_process_is_told_and_replaced(tmp_path: Path) -> None:
 def test_sigterm_reaches_the_process_and_ends_both(tmp_path: Path) -> None:
     store = Store(tmp_path)
     long = prepare(train=200_000)
-    Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(Interrupted, match="SIGTERM"):
-        run_elsewhere(sys.executable, store, long)
+
+    def stop() -> None:
+        wait_until((tmp_path / ".work" / f"prepare-{long.key}").exists, "the stage at work")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # what is late would end pytest
+    try:
+        Thread(target=stop, daemon=True).start()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run_elsewhere(sys.executable, store, long)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     server = stage_server._servers[sys.executable, str(store.root)]
     assert not server.alive
     assert store.lookup("prepare", long.key).ref is None

@@ -193,7 +193,7 @@ def test_an_outage_is_waited_out_while_training_and_not_for_ever_at_the_end(tmp_
     began = time.monotonic()
     with pytest.raises(TrackingError, match="refused"):
         tracker.close(patience=0.2)
-    assert 0.1 < time.monotonic() - began < 5
+    assert 0.1 < time.monotonic() - began < 60
 
 
 def test_a_wrong_patience_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
     return seen
 
 
+def test_no_port_is_given_twice() -> None:
+    assert len({free_port() for _ in range(500)}) == 500
+
+
 def test_both_bind_loopback_and_the_database_is_not_on_the_command_line(
     started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
