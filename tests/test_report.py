@@ -204,7 +204,7 @@ def test_every_comparison_names_its_test(page: _Page, sweep_page: _Page) -> None
     shares = [one.model_copy(update={"test": "sign_flip"}) for one in data.analysis.comparisons]
     analysis = data.analysis.model_copy(update={"comparisons": shares})
     html = render(sweep(setting_comparisons=told, analysis=analysis))
-    assert "corrected (over seeds and problems)" in html
+    assert ", corrected</small><small>over seeds and problems</small>" in html
     assert html.count("<td>over seeds and problems</td>") == len(told)
     assert html.count("<td>sign flip</td>") > len(shares)
     assert "<td>exact McNemar</td>" not in html
