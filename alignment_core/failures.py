@@ -1,6 +1,7 @@
 """Whose a failure is: told by its class, the same in this process, in another one and on another host.
 
-a member's own   `OWN`: settings, data or sizes that may suit other members; the rest of a study goes on without it
+a member's own   `OWN`: settings, data or sizes that may suit other members; the rest of a study goes on without it.
+                 A process that was killed counts here: most often its stage was too large for the host
 the host's       any other OSError: what a machine, its code, a store or a server lacks; no member would fare better
 a bug            all else: nobody foresaw it, so that its traceback is what counts
 
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 
 
 class MemberError(RuntimeError):
-    """A stage cannot go on with its settings, as turned out while it ran; the message has the remedy."""
+    """A stage came to an end that others need not meet, as turned out while it ran; the message has the remedy."""
 
 
 class HostError(OSError):

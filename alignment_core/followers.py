@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from alignment_core.failures import OWN, TOLD, memory_told
+from alignment_core.failures import OWN, TOLD, MemberError, memory_told
 from alignment_core.fingerprint import require_unedited
 from alignment_core.interruption import SIGNALS
 from alignment_core.operation import stage_environment
@@ -53,7 +53,7 @@ def led_together(count: int, task: Following) -> Iterator[None]:
     """Be the first of `count` processes that run a stage, for the length of the block.
 
     Raises ValueError if this host has fewer GPUs. If another process failed: what it did, by its kind
-    (`alignment_core.failures`); ChildProcessError if it was killed, RuntimeError with its last words for a bug.
+    (`alignment_core.failures`); MemberError if it was killed, RuntimeError with its last words for a bug.
     """
     _require_devices(count)
     port = _free_port()
@@ -148,7 +148,7 @@ class _Follower:
             return self._told(self._line())
         self.words.seek(0)
         text = f"{self.name} ended with code {code}: {''.join(self.words.readlines()[-LINES_TOLD:]).strip()}"
-        return ChildProcessError(text) if code < 0 else RuntimeError(text)
+        return MemberError(text) if code < 0 else RuntimeError(text)
 
     def _line(self) -> str:
         return cast(IO[str], self.process.stdout).readline().strip()

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import IO, cast
 
 from alignment_core.events import Event, OnEvent
-from alignment_core.failures import TOLD, HostError
+from alignment_core.failures import TOLD, MemberError
 from alignment_core.interruption import SIGNALS, Interrupted, interruptible
 from alignment_core.operation import STAGE_PYTHON, stage_environment
 from alignment_core.records import Failure, Record
@@ -104,7 +104,7 @@ class Server:
         self._reader.join(READER_SECONDS)
         last = "".join(self._said).strip()
         if code < 0:
-            raise HostError(
+            raise MemberError(
                 f"the process of the stage ended with code {code}: it was killed, often for lack of memory, or "
                 f"crashed. The same command goes on from its last checkpoint. What it said last: {last or 'nothing'}"
             )
@@ -124,7 +124,7 @@ def run_elsewhere(
 ) -> StageOutcome:
     """`run_stage` in the interpreter `python`; what the stage records is told here as it comes.
 
-    Raises what the stage raises there, by its kind (`alignment_core.failures`); HostError if the process is killed,
+    Raises what the stage raises there, by its kind (`alignment_core.failures`); MemberError if the process is killed,
     RuntimeError, with what it said last, for a bug.
     """
     place = (python, str(store.root))

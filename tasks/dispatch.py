@@ -28,7 +28,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, Terminati
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from alignment_core.events import Event
-from alignment_core.failures import HostError
+from alignment_core.failures import HostError, MemberError
 from alignment_core.operation import number_setting
 from alignment_core.records import Failure
 from alignment_core.redaction import redact
@@ -104,7 +104,8 @@ class Dispatcher:
         """The artifact of a stage that a worker computes.
 
         If the stage fails there: raises what it raised, by its kind (`alignment_core.failures`), RuntimeError for a
-        bug. RemoteStageError if it is cancelled, crashes too often or cannot be had, HostError if the server is away.
+        bug. MemberError if it is cancelled or crashes too often, which need not happen to others; RemoteStageError if
+        it cannot be had, HostError if the server is away.
         """
         asked, crashes = time.time(), 0
         while True:
@@ -129,11 +130,11 @@ class Dispatcher:
         message = (state.message if state is not None else None) or "no reason was given"
         error: Exception
         if state is not None and state.is_crashed():
-            error = RemoteStageError(
+            error = MemberError(
                 f"{request.spec.label} crashed {crashes} times, last on {where}: {message}. See the log of its worker"
             )
         elif state is not None and state.is_cancelled():
-            error = RemoteStageError(
+            error = MemberError(
                 f"{request.spec.label} was cancelled: {message}. Run the study again to go on where it stopped"
             )
         else:

@@ -193,7 +193,7 @@ def test_one_that_is_active_is_attached_to(store: Store, monkeypatch: pytest.Mon
 def test_a_crash_is_retried_a_few_times_under_new_keys_and_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     crash = [Running(), Crashed(message="status -9")]
     server, heard = Server(crash, crash, crash), Heard()
-    with served_by(server, monkeypatch) as dispatcher, pytest.raises(RemoteStageError, match="crashed 3") as caught:
+    with served_by(server, monkeypatch) as dispatcher, pytest.raises(MemberError, match="crashed 3") as caught:
         dispatcher.compute(store, REQUEST, heard)
     assert [one["idempotency_key"].rpartition(":")[2] for one in server.made] == ["0", "1", "2"]
     assert "crashed on host-gpu0 (status -9): attempt 2 of 3" in heard.lines
@@ -284,7 +284,7 @@ def test_a_cancelled_stage_stops_who_made_it_and_is_made_again_by_who_was_attach
 ) -> None:
     cancelled = [Running(), Cancelled(message="by hand")]
     server = Server(cancelled)
-    with served_by(server, monkeypatch) as dispatcher, pytest.raises(RemoteStageError, match="was cancelled: by hand"):
+    with served_by(server, monkeypatch) as dispatcher, pytest.raises(MemberError, match="was cancelled: by hand"):
         dispatcher.compute(store, REQUEST, Heard())
     server = Server([Running(), Completed()])
     server.add(list(cancelled))

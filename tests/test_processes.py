@@ -18,6 +18,7 @@ from alignment_core import followers
 from alignment_core.batching import TokenSequence
 from alignment_core.config import ModelConfig, ScratchModelConfig
 from alignment_core.engine import Engine
+from alignment_core.failures import MemberError
 from alignment_core.followers import Following
 from alignment_core.models import tensors_by_name
 from alignment_core.processes import FollowerRun, gather, interleave, own_run, process_count, share_of
@@ -33,7 +34,7 @@ DEATHS: list[tuple[str, type[Exception], str]] = [
         "process 1 of 2 of this stage: out of memory",
     ),
     ("raise TypeError('a bug')", RuntimeError, "process 1 of 2 of this stage ended with code 1: Traceback"),
-    ("import os; os.kill(os.getpid(), 9)", ChildProcessError, "process 1 of 2 of this stage ended with code -9"),
+    ("import os; os.kill(os.getpid(), 9)", MemberError, "process 1 of 2 of this stage ended with code -9"),
 ]
 SCRIPT = Path(__file__).with_name("parallel_training.py")
 

@@ -107,7 +107,7 @@ def test_a_killed_process_is_told_and_replaced(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, kill)
     signal.alarm(1)
     try:
-        with pytest.raises(HostError, match="ended with code -9: it was killed, often for lack of memory"):
+        with pytest.raises(MemberError, match="ended with code -9: it was killed, often for lack of memory"):
             run_elsewhere(sys.executable, store, prepare(1))
     finally:
         signal.signal(signal.SIGALRM, before)
