@@ -124,16 +124,15 @@ SECTIONS: dict[Method, set[str]] = {
     "evaluate": set(),
 }
 """The settings that one method alone reads."""
+OF_THE_STUDY = {"name", "description", "question", "plain_prompt", "seeds", "only"}
+"""The settings that no member reads."""
 
 
 def _require_distinct(members: Sequence[Member]) -> None:
     """Refuse members that differ in settings which nothing they do depends on."""
-    others = set().union(*SECTIONS.values())
     first: dict[tuple[int, str], Member] = {}
     for member in members:
-        unread = others - SECTIONS[member.method]
-        settings = {name: value for name, value in member.config.key_settings().items() if name not in unread}
-        same = first.setdefault((member.seed, canonical_json(settings)), member)
+        same = first.setdefault((member.seed, canonical_json(_settings_read(member))), member)
         if same is not member:
             names = {name for one in (same, member) for name in one.varied}
             changed = sorted(name for name in names if same.varied.get(name) != member.varied.get(name))
@@ -141,6 +140,14 @@ def _require_distinct(members: Sequence[Member]) -> None:
                 f"{same.group} and {member.group} would compute the same: {', '.join(changed)} changes nothing there. "
                 "Leave one out, or set what makes it count"
             )
+
+
+def _settings_read(member: Member) -> dict[str, Any]:
+    """What a member computes depends on these settings, and on where it starts."""
+    unread = OF_THE_STUDY.union(*SECTIONS.values()) - SECTIONS[member.method]
+    if member.config.examples.variant != "distilled":
+        unread.add("distillation")
+    return {name: value for name, value in member.config.key_settings().items() if name not in unread}
 
 
 def contrasts(config: StudyConfig, winners: Mapping[str, Variation]) -> list[tuple[str, str]]:

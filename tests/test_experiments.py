@@ -198,6 +198,8 @@ def test_an_experiment_without_anything_to_vary_is_one_member() -> None:
         ("grpo", {}, {"sampling.batch_size": [32, 64]}),
         ("sft", {}, {GROUP: [4, 8]}),
         ("expert_iteration", {}, {"sft.epochs": [1, 2]}),
+        ("sft", {"examples.variant": "filtered"}, {"distillation.samples_per_problem": [1, 2]}),
+        ("sft", {}, {"plain_prompt": ["plain", None]}),
         ("evaluate", {}, {RATE: [1e-5, 2e-5]}),
     ],
 )
