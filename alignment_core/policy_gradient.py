@@ -81,7 +81,8 @@ def train_grpo(
     sampler = sampler or make_sampler(model, tokenizer, sampling, compute_dtype)
     if done == 0 and validate is not None:
         run.emit(0, validate(0, model), total)
-    longest, validated = 0.0, done
+    # Of the steps before a resume only the sum is known: their mean stands in for the longest.
+    longest, validated = run.seconds() / done if done else 0.0, done
     for step in range(done, total):
         if _budget_spent(run, config, longest):
             if validate is not None and validated < step:
