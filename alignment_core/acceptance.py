@@ -5,7 +5,9 @@ acceptance lies beside it in the store, is part of what `artifacts show` tells, 
 """
 
 import time
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -34,7 +36,8 @@ def accept(store: Store, manifest: Manifest, reason: str) -> Acceptance:
     if found.ref is None:
         raise ValueError(f"{name} cannot be accepted: {found.reason}. Run the study again to replace it")
     today = components_today(store, manifest)
-    changed = differences(manifest.components, today, most=EVERY)
+    before = manifest.components.model_copy(update={"config": _still_read(manifest.components.config, today.config)})
+    changed = differences(before, today, most=EVERY)
     if not changed:
         raise ValueError(f"nothing changed since {name} was computed: it is what today's code asks for")
     beyond = [line for line in changed if not line.startswith("code changed")]
@@ -97,6 +100,23 @@ def _settings_today(manifest: Manifest) -> dict[str, object]:
         ) from error
 
 
+def _config_today(manifest: Manifest) -> dict[str, object]:
+    """The settings in today's key; those of the artifact's own where today's code does not take them any more."""
+    try:
+        return _settings_today(manifest)
+    except ValueError:
+        return manifest.components.config
+
+
+def _still_read(before: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a key without those that have left keys since, because nothing depends on them."""
+    return {
+        name: _still_read(value, today[name]) if isinstance(value, dict) and isinstance(today[name], dict) else value
+        for name, value in before.items()
+        if name in today
+    }
+
+
 def _inputs_today(store: Store, manifest: Manifest, known: dict[str, ArtifactRef | None]) -> dict[str, str]:
     return {
         name: (_artifact_today(store, ref, known) or ref).digest if _is_there(store, ref) else ref.digest
@@ -110,6 +130,7 @@ def _artifact_today(store: Store, ref: ArtifactRef, known: dict[str, ArtifactRef
         manifest = store.manifest(ref.stage, ref.key)
         code = stage_fingerprint(ref.stage, manifest.components.config)
         update = {
+            "config": _config_today(manifest),
             "inputs": _inputs_today(store, manifest, known),
             "code": code.definitions,
             "versions": code.versions,

@@ -136,8 +136,9 @@ def _require_distinct(members: Sequence[Member]) -> None:
         if same is not member:
             names = {name for one in (same, member) for name in one.varied}
             changed = sorted(name for name in names if same.varied.get(name) != member.varied.get(name))
+            why = f"{', '.join(changed)} changes nothing there" if changed else "they have the same settings"
             raise ValueError(
-                f"{same.group} and {member.group} would compute the same: {', '.join(changed)} changes nothing there. "
+                f"{same.group} and {member.group} would compute the same: {why}. "
                 "Leave one out, or set what makes it count"
             )
 

@@ -30,15 +30,24 @@ KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (*OWN, Host
 """Classes that cross a boundary, by name; every OSError does so as a HostError."""
 
 
+ACCELERATOR_FAULTS = ("CUDA error", "NCCL", "CUBLAS", "cuDNN")
+"""What a RuntimeError of torch says where a card, a link or a driver failed: no bug, and other cards may be well."""
+
+
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """MemoryError in place of what torch raises where it runs out of memory and no other advice is given."""
+def torch_told() -> Iterator[None]:
+    """MemoryError where torch has no memory left and nobody gave other advice, MemberError where a card fails."""
     try:
         yield
-    except RuntimeError:
+    except RuntimeError as error:
         if "torch" not in sys.modules:
             raise
         from alignment_core.hardware import memory_advice  # which imports torch
 
         with memory_advice("take a smaller model, or fewer tokens at a time"):
+            if any(word in str(error) for word in ACCELERATOR_FAULTS):
+                raise MemberError(
+                    f"the accelerator failed ({error}). Run the same command again, which goes on from the last "
+                    "checkpoint; if it fails again, on another card"
+                ) from error
             raise

@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from alignment_core.failures import OWN, TOLD, MemberError, memory_told
+from alignment_core.failures import OWN, TOLD, MemberError, torch_told
 from alignment_core.fingerprint import require_unedited
 from alignment_core.interruption import SIGNALS
 from alignment_core.operation import stage_environment
@@ -212,7 +212,7 @@ def follow(task: Following, leader: IO[str]) -> None:
     join_processes()
     with tempfile.TemporaryDirectory(prefix="alignflow-") as scratch:
         run = FollowerRun(StageRun(task.folder))
-        with memory_told():
+        with torch_told():
             module.run(module.CONFIG.model_validate(task.settings), task.inputs, Path(scratch), run)
     leave_processes()
 

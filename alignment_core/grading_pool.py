@@ -244,6 +244,8 @@ class _Driver(threading.Thread):
         except (Late, Gone) as error:
             with self._lock:
                 self._discard()
+            if self._stopped:
+                raise RuntimeError(_CLOSED) from error
             raise HostError(
                 f"a grading child does not start: `{sys.executable} -m {MODULE} {self._mode} 2 1 {2**31}` shows why"
             ) from error

@@ -121,7 +121,7 @@ class PastRun:
             _close(self.path)
 
     def command(self) -> str:
-        """What to type to ask for the same again, from any folder of its host; empty if it is not known."""
+        """What to type to ask for the same again, in the folder it was asked in; empty if it is not known."""
         request = self.began.request
         return command_line(request["flow"], str(request["preset"]), request) if "preset" in request else ""
 

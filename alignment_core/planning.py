@@ -229,7 +229,7 @@ class Planner:
         folder = self.store.folder(manifest.parents.get("model", manifest.ref())) / "model"
         known = checkpoint_size(str(folder)) if folder.is_dir() else None
         return Like(
-            settings=manifest.settings or manifest.components.config,
+            settings=_as_done(manifest.settings or manifest.components.config, self.store.folder(manifest.ref())),
             parameters=None if known is None else known.parameters,
             splits=self._problems(manifest.parents.get("problems")),
             seconds=manifest.producer.seconds,
@@ -267,6 +267,17 @@ def _manifest(store: Store, stage: str, key: str) -> Manifest | None:
     with suppress(FileNotFoundError, ValidationError):
         return store.manifest(stage, key)
     return None
+
+
+def _as_done(settings: Mapping[str, Any], artifact: Path) -> Mapping[str, Any]:
+    """Settings of a finished stage with the steps that it took, where a budget of time ended it before those asked."""
+    grpo = settings.get("grpo") or {}
+    if grpo.get("time_budget_hours") is None:
+        return settings
+    with suppress(FileNotFoundError):
+        steps = max((event.step for event in read_events(artifact) if event.kind == "point"), default=0)
+        return {**settings, "grpo": {**grpo, "n_grpo_steps": max(steps, 1)}}
+    return settings
 
 
 def _update_seconds(artifact: Path) -> float | None:

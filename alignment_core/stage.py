@@ -18,7 +18,7 @@ from alignment_core.config_base import Config
 from alignment_core.disk import disk_errors
 from alignment_core.events import Event, OnEvent
 from alignment_core.extension import go_on_from_shorter, keep_state
-from alignment_core.failures import HostError, memory_told
+from alignment_core.failures import HostError, torch_told
 from alignment_core.fingerprint import require_unedited, stage_fingerprint
 from alignment_core.interruption import interruptible
 from alignment_core.locks import artifacts_in_use, exclusive, in_use
@@ -163,7 +163,7 @@ class _Computation:
                 run.say(extends)
             inputs = {name: _whole_input(store, name, ref) for name, ref in spec.inputs.items()}
             try:
-                with _companions(spec, inputs, folder), memory_told():
+                with _companions(spec, inputs, folder), torch_told():
                     module.run(config, inputs, run.output, run)
             finally:
                 run.close()

@@ -263,7 +263,7 @@ class GRPOConfig(EngineConfig):
             unused |= {"baseline", "use_std_normalization"}
         if raw or not self.use_std_normalization:
             unused.add("advantage_eps")
-        if self.loss_type not in CLIPPED:
+        if self.loss_type not in CLIPPED or self.on_policy:  # on-policy the ratio is 1, which no range leaves out
             unused |= {"cliprange", "clip_low", "clip_high"}
         elif self.clip_low and self.clip_high:
             unused.add("cliprange")

@@ -58,6 +58,10 @@ class RemoteStageError(HostError):
     """A stage could not be had from a worker; the message names the remedy."""
 
 
+class ServerAway(HostError):
+    """Prefect's server does not answer; whether a worker is at the stage is not known."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """How stages on other hosts are waited for; each field is set by the environment variable named in `read`."""
@@ -105,7 +109,7 @@ class Dispatcher:
 
         If the stage fails there: raises what it raised, by its kind (`alignment_core.failures`), RuntimeError for a
         bug. MemberError if it is cancelled or crashes too often, which need not happen to others; RemoteStageError if
-        it cannot be had, HostError if the server is away.
+        it cannot be had, ServerAway if the server is.
         """
         asked, crashes = time.time(), 0
         while True:
@@ -253,7 +257,7 @@ class Dispatcher:
                 if not gone:
                     raise
                 if time.monotonic() > deadline:
-                    raise HostError(
+                    raise ServerAway(
                         f"Prefect's server at {redact(self.server)} does not answer ({redact(str(error))}): start it "
                         "again, then run the study again. What its workers compute meanwhile is found"
                     ) from error

@@ -191,7 +191,7 @@ def _stages_to_show(
     run: PastRun, manifests: Mapping[str, Manifest], made: list[str], shown: set[str]
 ) -> list[Manifest]:
     """What a study run computed, and what it found that its study has not `shown` yet, under the run's own labels."""
-    labels = {line.key: line.label for line in run.reached if line.how != "asked"}
+    labels = {line.key: line.label for line in reversed(run.reached) if line.how != "asked"}  # the first names it
     keys = [*made, *(key for key in manifests if key in labels and key not in {*made, *shown})]
     return [manifests[key].model_copy(update={"label": labels.get(key, manifests[key].label)}) for key in keys]
 

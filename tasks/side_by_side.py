@@ -14,9 +14,9 @@ STOP_SECONDS = 30.0
 def run_side_by_side(calls: Sequence[Callable[[], object]], stop: threading.Event) -> None:
     """Make all calls, each in a thread with the context of this one; returns when all have ended.
 
-    If a call fails, none begins any more and `stop` is set, by which the others end; then the first error, in the order
-    of the calls, is raised, with a note about the others. If this thread is interrupted, `stop` is set, too, and the
-    calls are given a moment to end.
+    If a call fails, none begins any more, and those under way go on to their end: they may be hours in, on hosts that
+    are well. Then the first error, in the order of the calls, is raised, with a note about the others. If this thread
+    is interrupted, `stop` is set, by which the calls end, and they are given a moment for it.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(calls)):
@@ -24,7 +24,7 @@ def run_side_by_side(calls: Sequence[Callable[[], object]], stop: threading.Even
     errors: dict[int, BaseException] = {}
 
     def work() -> None:
-        while not stop.is_set():
+        while not (errors or stop.is_set()):
             try:
                 index = waiting.get_nowait()
             except queue.Empty:
@@ -33,7 +33,6 @@ def run_side_by_side(calls: Sequence[Callable[[], object]], stop: threading.Even
                 contexts[index].run(calls[index])
             except BaseException as error:  # kept for the thread that asked
                 errors[index] = error
-                stop.set()
 
     contexts = [copy_context() for _ in calls]
     threads = [threading.Thread(target=work, name=f"part-{n}", daemon=True) for n in range(min(WIDTH, len(calls)))]
@@ -60,7 +59,6 @@ def _join(threads: Sequence[threading.Thread], seconds: float | None) -> None:
 def _raise_first(errors: Sequence[BaseException]) -> None:
     if not errors:
         return
-    causes = [error for error in errors if not isinstance(error, KeyboardInterrupt)] or errors  # those ended as asked
-    for text in dict.fromkeys(str(error) for error in causes[1:]):
-        causes[0].add_note(f"also: {text}")
-    raise causes[0]
+    for text in dict.fromkeys(str(error) for error in errors[1:] if error is not errors[0]):
+        errors[0].add_note(f"also: {text}")
+    raise errors[0]

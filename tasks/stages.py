@@ -18,7 +18,6 @@ from prefect import task
 from alignment_core.changes import explain_miss
 from alignment_core.config_base import Config
 from alignment_core.events import Event
-from alignment_core.failures import OWN
 from alignment_core.interruption import exit_code_of
 from alignment_core.operation import stage_python
 from alignment_core.records import ArtifactRef, EvalReport
@@ -28,7 +27,7 @@ from alignment_core.stage import StageOutcome, StageSpec, make_spec, run_stage
 from alignment_core.stage_config import AcceptedStage
 from alignment_core.stage_server import run_elsewhere
 from alignment_core.store import Store
-from tasks.dispatch import RemoteStageError
+from tasks.dispatch import ServerAway
 from tasks.pools import pool_of
 from tasks.prefect_view import prefect_url, show_evaluation, shown_progress
 from tasks.stage_request import StageRequest
@@ -74,16 +73,22 @@ def run_cached(
         workspace.outcomes[label] = cached
         workspace.reached(label, stage, ref.key, "cached")
         workspace.listener.finished(label, cached)
-        show_found(workspace, label, ref)
-    workspace.shown.add(ref.key)
+    show_found(workspace, label, ref)
     return ref
 
 
 def show_found(workspace: Workspace, label: str, ref: ArtifactRef) -> None:
-    """Show a stage that was found beside those this study computed, so that its runs can be compared in one place."""
-    if workspace.journal is not None and ref.key not in workspace.shown:
-        manifest = workspace.store.manifest(ref.stage, ref.key).model_copy(update={"label": label})
-        workspace.tracker.stage_found(manifest)
+    """Show a stage that this study found beside those it computed, so that its runs can be compared in one place.
+
+    Found is also what another study asked a worker for while this one waited.
+    """
+    if workspace.journal is None or ref.key in workspace.shown:
+        return
+    workspace.shown.add(ref.key)
+    manifest = workspace.store.manifest(ref.stage, ref.key)
+    found = workspace.outcomes[label].how == "cached"
+    if found or manifest.producer.annotations.get("study") != workspace.study:
+        workspace.tracker.stage_found(manifest.model_copy(update={"label": label}))
 
 
 def share_if_absent(shared: SharedStore, ref: ArtifactRef) -> None:
@@ -140,7 +145,7 @@ def ask_worker(workspace: Workspace, spec: StageSpec, reason: str) -> StageOutco
     except BaseException as error:
         error.add_note(f"stage: {spec.label} ({spec.stage}/{spec.key[:12]})")
         workspace.listener.failed(spec.label, error)
-        if isinstance(error, (RemoteStageError, RuntimeError, *OWN)):  # else a worker may still be at it
+        if isinstance(error, Exception) and not isinstance(error, ServerAway):  # else a worker may still be at it
             workspace.tracker.stage_abandoned(spec)
         raise
 

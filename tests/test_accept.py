@@ -207,6 +207,25 @@ def test_a_setting_that_came_with_the_code_is_refused_by_name(
         accept(store, of(store, "grpo"), "harmless")
 
 
+def test_a_setting_that_has_left_the_key_is_no_obstacle(
+    store: Store, edit: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = of(store, "grpo")
+    read = kept.components.config["grpo"]
+    older = kept.components.model_copy(
+        update={"config": {**kept.components.config, "grpo": {**read, "cliprange": 0.2}}}
+    )
+    edit()
+    accepted = accept(store, kept.model_copy(update={"components": older}), "a default that nothing reads")
+    assert accepted.changed == [f"code changed: {EDITED}"]
+    older.config["grpo"]["group_size"] = 3
+    monkeypatch.setattr(
+        acceptance, "differences", lambda before, today, most: [f"of {before.config['grpo']['group_size']}"]
+    )
+    with pytest.raises(ValueError, match="than code differs: of 3"):
+        accept(store, kept.model_copy(update={"components": older}), "what is read counts")
+
+
 def test_settings_that_are_no_longer_valid_are_refused_by_name(
     store: Store, edit: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

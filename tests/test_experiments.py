@@ -13,6 +13,7 @@ from flows.settings import load_config
 
 GROUP = "grpo.group_size"
 RATE = "grpo.optimizer.learning_rate"
+OFF_POLICY = {"grpo.loss_type": "grpo_clip", "grpo.epochs_per_rollout_batch": 2}
 
 
 def study(*experiments: dict[str, Any], **more: Any) -> StudyConfig:
@@ -190,9 +191,10 @@ def test_an_experiment_without_anything_to_vary_is_one_member() -> None:
         ("grpo", {}, {"grpo.cliprange": [0.1, 0.2]}),
         (
             "grpo",
-            {"grpo.loss_type": "grpo_clip", "grpo.clip_low": 0.2, "grpo.clip_high": 0.3},
+            {**OFF_POLICY, "grpo.clip_low": 0.2, "grpo.clip_high": 0.3},
             {"grpo.cliprange": [0.1, 0.2]},
         ),
+        ("grpo", {"grpo.loss_type": "grpo_clip"}, {"grpo.clip_high": [0.2, 0.28]}),
         ("grpo", {}, {"grpo.overlong_penalty": [0.5, 1.0]}),
         ("grpo", {}, {"sft.epochs": [1, 2]}),
         ("grpo", {}, {"sampling.batch_size": [32, 64]}),
@@ -211,13 +213,18 @@ def test_members_that_would_differ_in_name_alone_are_refused(
         study({"name": "x", "method": method, "settings": settings, "grid": grid})
 
 
+def test_members_without_a_difference_are_refused() -> None:
+    with pytest.raises(ValueError, match="x/a and x/b would compute the same: they have the same settings"):
+        study({"name": "x", "method": "grpo", "members": {"a": {}, "b": {}}})
+
+
 @pytest.mark.parametrize(
     ("settings", "grid"),
     [
         ({}, {"grpo.use_std_normalization": [True, False]}),
         ({}, {"grpo.advantage_eps": [1e-6, 1e-3]}),
-        ({"grpo.loss_type": "grpo_clip"}, {"grpo.cliprange": [0.1, 0.2]}),
-        ({"grpo.loss_type": "grpo_clip", "grpo.clip_low": 0.2}, {"grpo.cliprange": [0.1, 0.2]}),
+        ({**OFF_POLICY}, {"grpo.cliprange": [0.1, 0.2]}),
+        ({**OFF_POLICY, "grpo.clip_low": 0.2}, {"grpo.cliprange": [0.1, 0.2]}),
         ({"grpo.overlong_buffer": 4}, {"grpo.overlong_penalty": [0.5, 1.0]}),
     ],
 )

@@ -244,6 +244,16 @@ def test_a_child_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pytes
         pool.compare([RIGHT])
 
 
+def test_a_pool_that_is_closed_while_its_child_starts_says_so() -> None:
+    with GradingPool() as pool:
+        under_way = pool.submit([RIGHT])
+        while not pool.pids():
+            time.sleep(0.001)
+        pool.close()
+        with pytest.raises(RuntimeError, match="pool was closed"):
+            under_way.result(30)
+
+
 def test_thorough_grading_without_math_verify_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="install math-verify"):

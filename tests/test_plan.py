@@ -185,6 +185,18 @@ def test_a_measured_forecast_reads_what_updates_took_and_the_rows_of_the_splits(
     assert run.forecast.seconds == pytest.approx(4 * 0.5 + 1.5 * (256 + 5 * 10) / (256 + 3 * 10))
 
 
+def test_a_run_that_its_budget_ended_counts_by_the_steps_it_took(tmp_path: Path) -> None:
+    folder = tmp_path / "record"
+    folder.mkdir()
+    points = [Event(kind="point", step=step, time=0.0, metrics={"train/loss": 1.0}) for step in (1, 2, 3)]
+    (folder / "events.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in points))
+    asked = {"grpo": {"n_grpo_steps": 1000, "time_budget_hours": 0.5, "group_size": 8}, "seed": 0}
+    assert planning._as_done(asked, tmp_path) == {**asked, "grpo": {**asked["grpo"], "n_grpo_steps": 3}}
+    free = {"grpo": {"n_grpo_steps": 1000, "time_budget_hours": None}}
+    assert planning._as_done(free, tmp_path) is free
+    assert planning._as_done(asked, tmp_path / "elsewhere") is asked
+
+
 def test_a_model_of_unknown_size_is_said_to_be_left_out(tmp_path: Path) -> None:
     overrides = {"model__source": "owner/name", "model__scratch": None}
     lines = list(room.forecast_disk(plan(tmp_path / "root", **overrides), tmp_path))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
@@ -162,10 +162,10 @@ def test_a_rebuild_shows_what_was_shown_and_twice_the_same(made: Path, tmp_path:
     assert times == [1_001_000, 1_002_000, 1_003_000]
 
 
-def find(workspace: Workspace, label: str, ref: ArtifactRef) -> None:
-    """What tasks.stages does around a stage that is there already."""
-    workspace.outcomes[label] = StageOutcome(ref=ref, how="cached", reason="same key", seconds=0.0)
-    workspace.reached(label, ref.stage, ref.key, "cached")
+def find(workspace: Workspace, label: str, ref: ArtifactRef, how: Literal["cached", "ran"] = "cached") -> None:
+    """What tasks.stages does around a stage that is there already, or that another study has computed meanwhile."""
+    workspace.outcomes[label] = StageOutcome(ref=ref, how=how, reason="same key", seconds=0.0)
+    workspace.reached(label, ref.stage, ref.key, how)
     show_found(workspace, label, ref)
 
 
@@ -174,6 +174,7 @@ def other_study(root: Path, name: str) -> None:
     (manifest,) = (one for one in Store(root / "data" / "store").manifests() if one.label == "sft/a")
     with open_workspace(str(root), "other", name) as workspace:
         find(workspace, "member/a", manifest.ref())
+        find(workspace, "member/twin", manifest.ref())
         if name == "first":
             compute(workspace, "sft/own", {"model": manifest.ref()})
         else:
@@ -193,7 +194,11 @@ def test_a_study_shows_what_it_found_in_another_beside_its_own(made: Path, tmp_p
     other_study(root, "second")
     assert shown(root, "other") == live
     assert shown(root)["sft/a"] == before
-    assert str(rebuild(root)) == "2 experiments, 3 study runs, 4 stage runs"
+    with open_workspace(str(root), "third", "attached") as workspace:
+        (manifest,) = (one for one in workspace.store.manifests() if one.label == "sft/a")
+        find(workspace, "member/waited for", manifest.ref(), "ran")
+    assert set(shown(root, "third")) == {"attached", "member/waited for"}
+    assert str(rebuild(root)) == "3 experiments, 4 study runs, 5 stage runs"
     assert shown(root, "other") == live
     client = MlflowClient(tracking_uri(root))
     (run,) = client.search_runs([demo(client, "other")], "attributes.run_name = 'member/a'")
