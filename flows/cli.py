@@ -254,7 +254,7 @@ def _run_flow(name: str, preset: str, overrides: list[str] | None, root: Path, p
     from flows.display import RichListener, results_table
     from tasks.workspace import watch_with
 
-    # The whole path, so that the journal's command works from any folder; links are left as they were typed.
+    # The whole path, so that the journal's command finds it from any folder; links are left as they were typed.
     source = str(Path(preset).absolute()) if Path(preset).suffix in {".yaml", ".yml"} else preset
     with RichListener(console) as listener:
         watch_with(listener)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from child_code import run_in_children
 from parallel_training import LOOPS, train
 from safetensors.torch import load_file
 from tiny_loops import TOKENIZER
@@ -43,13 +44,8 @@ SCRIPT = Path(__file__).with_name("parallel_training.py")
 def test_what_another_process_dies_of_is_of_its_kind(
     death: str, kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "from alignment_core import fingerprint\n"
-        "def require_unedited(_):\n"
-        f"    {death}\n"
-        "fingerprint.require_unedited = require_unedited\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    dies = f"def require_unedited(_):\n    {death}\nfingerprint.require_unedited = require_unedited\n"
+    run_in_children(tmp_path, monkeypatch, f"from alignment_core import fingerprint\n{dies}")
     task = Following(stage="prepare", settings={}, inputs={}, folder=tmp_path, code={})
     with followers._following({"RANK": "1", "WORLD_SIZE": "2"}, task) as follower:
         with pytest.raises((MemoryError, ChildProcessError)) as caught:

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from child_code import run_in_children
 from waiting import wait_until
 
 from alignment_core import stage_server
@@ -82,14 +83,9 @@ def test_a_failure_is_told_and_the_next_stage_gets_a_new_process(tmp_path: Path)
 def test_a_failure_arrives_by_its_kind(
     raised: str, kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "from alignment_core.failures import MemberError\n"
-        "from alignment_core.stages import prepare\n"
-        "def run(*_):\n"
-        f"    raise {raised}\n"
-        "prepare.run = run\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    imports = "from alignment_core.failures import MemberError\nfrom alignment_core.stages import prepare\n"
+    fails = f"def run(*_):\n    raise {raised}\nprepare.run = run\n"
+    run_in_children(tmp_path, monkeypatch, imports + fails)
     with pytest.raises(kind, match=words) as caught:
         run_elsewhere(sys.executable, Store(tmp_path), prepare())
     assert type(caught.value) is kind
