@@ -10,6 +10,11 @@ from hypothesis import HealthCheck, settings
 
 from alignment_core.store import Store
 
+# Before torch is imported, and for every child process: what is computed in several threads rounds otherwise than in
+# one, so a test that compares weights of two processes needs the same number in both; and two threads on busy cores
+# run several times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # A shell that starts the suite in the background has it ignore SIGINT, and every child process would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

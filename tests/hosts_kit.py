@@ -60,7 +60,6 @@ class Hosts:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DO_NOT_TRACK": "true",
-            "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
             "PYTHONUNBUFFERED": "1",
             "ALIGNFLOW_POLL_SECONDS": "0.5",

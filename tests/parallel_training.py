@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -53,7 +52,6 @@ def train(loop: str) -> tuple[PreTrainedModel, MemoryRun]:
 def main() -> None:
     """Train by every loop, and keep the results."""
     out = Path(sys.argv[1])
-    torch.set_num_threads(1)
     join_processes()
     for loop in LOOPS:
         model, run = train(loop)

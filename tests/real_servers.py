@@ -31,7 +31,7 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
     """This environment without what would configure Prefect, MLflow or us, with a home of its own."""
     ours = ("PREFECT_", "MLFLOW_", "ALIGNFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    fixed = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true"}
+    fixed = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "DO_NOT_TRACK": "true"}
     return {**kept, **fixed, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **more}
 
 

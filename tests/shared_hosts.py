@@ -1,6 +1,7 @@
 """Hosts that share a store: processes with roots of their own, and a server of the real S3 protocol."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,7 +23,6 @@ ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "OMP_NUM_THREADS": "1",
 }
 _started: list[subprocess.Popen[str]] = []
 
@@ -33,6 +33,7 @@ def s3_server() -> Iterator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # thousands of requests would hide why a test failed
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

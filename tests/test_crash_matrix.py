@@ -20,16 +20,14 @@ HEADER = ("fault", "what happened", "seconds", "steps lost", "equal")
 @pytest.fixture(scope="module")
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashBench]:
     """Half a minute to make; prints the table when the last test is done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        bench = CrashBench(tmp_path_factory.mktemp("crash"))
-        try:
-            bench.set_up()
-            yield bench
-        finally:
-            bench.close()
-            with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-                print(f"\n{table(bench.rows)}")
+    bench = CrashBench(tmp_path_factory.mktemp("crash"))
+    try:
+        bench.set_up()
+        yield bench
+    finally:
+        bench.close()
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n{table(bench.rows)}")
 
 
 def test_the_stage_is_killed(bench: CrashBench) -> None:

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from kill_root import fill_root
 from safetensors.torch import load_file
 
@@ -38,7 +37,7 @@ def start(store: Store, spec: StageSpec, folder: Path) -> "subprocess.Popen[str]
     asked.write_text(spec.model_dump_json(), encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, "-m", "alignment_core.stage_process", str(asked), str(store.root)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ALIGNFLOW_CHECKPOINT_SECONDS": "0"},
+        env={**os.environ, "ALIGNFLOW_CHECKPOINT_SECONDS": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,7 +68,6 @@ def difference(ours: Path, theirs: Path) -> float:
 
 def alone(root: tuple[Store, dict[str, StageSpec]], name: str) -> StageOutcome:
     """The stage in one process, in the store of the fixture."""
-    torch.set_num_threads(1)
     return run_stage(root[0], root[1][name])
 
 

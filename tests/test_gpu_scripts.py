@@ -4,7 +4,6 @@ Run: pytest tests/test_gpu_scripts.py
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +35,7 @@ def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.gpu.{name}", "--out", str(folder), "--toy", "--device", "cpu"]
     # Parts are left out when the time is spent, which on a busy machine it would be.
     command += ["--budget-seconds", "1000000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in found["rows"] if row.get("pass") is False] == []

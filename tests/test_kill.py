@@ -27,7 +27,7 @@ from alignment_core.store import Store
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 HEADER = ("stage", "place", "kills", "what happened", "s to recover", "steps lost", "equal")
 
 
@@ -84,14 +84,12 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[multiprocessing.context.ForkServerContext]:
-    """A server that forks attempts with torch already loaded, one thread each."""
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONPATH")}
-    os.environ.update({name: ENVIRONMENT[name] for name in before})
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alignment_core.stages.sft", "alignment_core.stages.grpo"])
-    yield context
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    """A server that forks attempts with torch already loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["alignment_core.stages.sft", "alignment_core.stages.grpo"])
+        yield context
 
 
 def print_table(request: pytest.FixtureRequest, rows: list[tuple[object, ...]]) -> None:

@@ -35,7 +35,7 @@ class Command:
         self.root, self.home = folder / "root", folder / "home"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
         own = {"HOME": str(self.home), "PREFECT_HOME": str(self.home / "prefect"), "COLUMNS": "200"}
-        operation = {"OMP_NUM_THREADS": "1", "ALIGNFLOW_CHECKPOINT_SECONDS": "0.3", "PYTHONUNBUFFERED": "1"}
+        operation = {"ALIGNFLOW_CHECKPOINT_SECONDS": "0.3", "PYTHONUNBUFFERED": "1"}
         self.environment = {**clean, **own, **operation}
         self.home.mkdir()
 

@@ -30,7 +30,6 @@ def alignflow(tmp_path_factory: pytest.TempPathFactory) -> Alignflow:
         "HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
         "COLUMNS": "200",
-        "OMP_NUM_THREADS": "1",
     }
 
     def call(*arguments: str, prefix: tuple[str, ...] = (), check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -68,7 +68,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     children = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(out)],
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

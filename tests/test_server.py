@@ -35,7 +35,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "DO_NOT_TRACK": "true",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PYTHONPATH": str(ROOT),  # what an installed alignflow needs not: the worker finds its checkout by import
-        "OMP_NUM_THREADS": "1",  # two threads on busy cores run several times slower than one
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     log = (home / "server.log").open("w")

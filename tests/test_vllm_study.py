@@ -44,7 +44,7 @@ class Study:
         assert PYTHON is not None
         self.root = folder / "root"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-        home = {"HOME": str(folder), "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+        home = {"HOME": str(folder), "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
         self.environment = {**clean, **home, "ALIGNFLOW_STAGE_PYTHON": PYTHON}
         self.first, self.second = self.run(), self.run("-X", "importtime")
 
