@@ -257,5 +257,4 @@ class BudgetConfig(Config):
     """Wall-clock time of one training run and its evaluation, as a leaderboard grants it."""
 
     hours: Rate
-    training_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    """Share of it after which training takes no further step; the rest is for the evaluation."""
+    """Training ends where another step would leave too little for the evaluation, as measured on the way."""

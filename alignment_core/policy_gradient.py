@@ -33,7 +33,7 @@ from alignment_core.losses import (
 from alignment_core.models import ComputeDtype, device_of, disable_dropout, frozen_copy
 from alignment_core.optimization import StepGuard, UpdateReport, apply_update, make_optimizer
 from alignment_core.overlap import Grader
-from alignment_core.processes import first_of, gather, own_run, process_rank, sum_over_processes
+from alignment_core.processes import gather, own_run, process_rank, sum_over_processes
 from alignment_core.random_draws import permutation
 from alignment_core.records import Problem
 from alignment_core.rollouts import Rollout, collect_rollout, completion_rows, grader_for
@@ -41,6 +41,7 @@ from alignment_core.runs import RunContext
 from alignment_core.sampling import Sampler, make_sampler
 from alignment_core.seeding import derive_seed
 from alignment_core.step_metrics import StepStatistics, peak_memory_gb, throughput
+from alignment_core.time_budget import EvaluationAhead, TimeBudget
 from alignment_core.training_config import GRPOConfig
 
 
@@ -57,11 +58,13 @@ def train_grpo(
     validate: Validate | None = None,
     sampler: Sampler | None = None,
     final_state: Path | None = None,
+    ahead: EvaluationAhead | None = None,
 ) -> int:
     """Train `model` in place; return the number of rollout steps asked for.
 
     `model` holds the start policy, also where the run resumes: a KL penalty pulls to the weights it comes with.
     final_state: new folder for weights and moments after the last step, from which a longer run can go on.
+    ahead: the evaluation for which `config.time_budget_hours`, if there is one, leaves room.
 
     `config.min_tokens` overrides the sampling's own. Emits train/…, time/…, memory/… every step, `validate`'s and rows
     "rollouts" at step 0 (metrics only), every `validate_every` steps and at the end. A resumed step samples its
@@ -81,10 +84,10 @@ def train_grpo(
     sampler = sampler or make_sampler(model, tokenizer, sampling, compute_dtype)
     if done == 0 and validate is not None:
         run.emit(0, validate(0, model), total)
-    # Of the steps before a resume only the sum is known: their mean stands in for the longest.
-    longest, validated = run.seconds() / done if done else 0.0, done
+    budget = TimeBudget(config, run, done, ahead)
+    validated = done if validation_due(done, total, config.validate_every) else done - 1
     for step in range(done, total):
-        if _budget_spent(run, config, longest):
+        if budget.is_spent():
             if validate is not None and validated < step:
                 run.emit(step, validate(step, model), total)
             break
@@ -92,6 +95,7 @@ def train_grpo(
         sampler.update_weights(model)
         synced = time.perf_counter()
         rollout = collect_rollout(sampler, tokenizer, problems, config, sampling, grader_for(reward), seed, step)
+        sampled = time.perf_counter()
         metrics = rollout.metrics | learner.learn(rollout, step, run) | {"time/sync": synced - started}
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak_gb": peak_memory_gb(device_of(model))}
         metrics |= throughput(metrics, config.epochs_per_rollout_batch)
@@ -101,23 +105,13 @@ def train_grpo(
             run.emit_rows("rollouts", step + 1, rows)
             metrics |= validate(step + 1, model) if validate is not None else {}
         run.emit(step + 1, metrics, total)
-        longest = max(longest, time.perf_counter() - started)
+        budget.note(time.perf_counter() - started, sampled - synced)
         checkpoint_if_due(run, model, learner.optimizer, step + 1, identity)
     if final_state is not None and process_rank() == 0:
         final_state.mkdir()
         write_checkpoint(final_state, model, learner.optimizer, total, identity)
     model.eval()
     return total
-
-
-def _budget_spent(run: RunContext, config: GRPOConfig, longest_step: float) -> bool:
-    """Whether a step as long as the longest so far would end beyond the time granted; said aloud if so."""
-    if config.time_budget_hours is None:
-        return False
-    spent = first_of(run.seconds()) + first_of(longest_step) > 3600 * config.time_budget_hours
-    if spent:
-        run.say(f"stops: another step would exceed the budget of {config.time_budget_hours:.3g} hours")
-    return spent
 
 
 def updates_per_step(config: GRPOConfig) -> int:

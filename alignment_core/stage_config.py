@@ -189,12 +189,23 @@ class DPOStage(Config):
     seed: int
 
 
+class EvaluationSize(Config):
+    """How much an evaluation asks; fields as in `SampleStage`."""
+
+    split: Split
+    subset: Literal["math500"] | None = None
+    limit: Positive | None = None
+    samples_per_problem: Positive = 1
+
+
 class GRPOStage(Config):
     """One policy-gradient run."""
 
     ROUNDING = frozenset({"processes"})
 
     grpo: GRPOConfig
+    ahead: EvaluationSize | None = None
+    """The evaluation for which `grpo.time_budget_hours` leaves room."""
     sampling: SamplingConfig
     reward: RewardName = "r1_zero"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

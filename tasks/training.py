@@ -2,7 +2,7 @@
 
 from alignment_core.records import ArtifactRef
 from alignment_core.seeding import derive_seed
-from alignment_core.stage_config import GRPOStage, SelectStage, SFTStage
+from alignment_core.stage_config import EvaluationSize, GRPOStage, SelectStage, SFTStage
 from alignment_core.study_config import StudyConfig
 from alignment_core.training_config import SFTConfig
 from tasks.evaluation import answer_train_problems
@@ -94,11 +94,13 @@ def optimize_policy(
     workspace: Workspace, config: StudyConfig, model: ArtifactRef, problems: ArtifactRef, *, seed: int, label: str
 ) -> ArtifactRef:
     """GRPO from `model`, within the study's budget if it has one."""
-    grpo = config.grpo
+    grpo, ahead = config.grpo, None
     if config.budget is not None:
-        grpo = grpo.model_copy(update={"time_budget_hours": config.budget.hours * config.budget.training_share})
+        grpo = grpo.model_copy(update={"time_budget_hours": config.budget.hours})
+        ahead = EvaluationSize(**config.evaluation.model_dump(include=set(EvaluationSize.model_fields)))
     stage = GRPOStage(
         grpo=grpo,
+        ahead=ahead,
         sampling=config.sampling,
         reward=config.evaluation.reward,
         compute_dtype=config.model.compute_dtype,

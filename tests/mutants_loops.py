@@ -334,4 +334,18 @@ LOOP_MUTANTS: list[Mutant] = [
         (f"{PITFALLS}::test_padded_vocabulary_ids_are_neither_sampled_nor_given_probability",),
         ("padded ids known to the trainer", "return len(tokenizer)", "return 2 * len(tokenizer)"),
     ),
+    *of_room(
+        "time_budget",
+        ("test_time_budget.py",),
+        ("the longest step forgotten", "max(self._longest, step_seconds)", "step_seconds"),
+        ("the slowest rollout never forgotten", "deque([self._longest], RECENT)", "deque([self._longest])"),
+        ("no room for starting", "(self._ahead.start_seconds + ", "("),
+        (
+            "no room for the last validation",
+            "self._ahead.responses + self._config.validation_problems",
+            "self._ahead.responses",
+        ),
+        ("no margin", "return MARGIN * (", "return ("),
+        ("a resumed run knows no step", "run.seconds() / steps_done if steps_done else 0.0", "0.0"),
+    ),
 ]

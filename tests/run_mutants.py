@@ -28,6 +28,10 @@ def main(words: Sequence[str]) -> int:
 
     everything: list[Mutant] = [*MUTANTS, *LOOP_MUTANTS]
     chosen = [one for one in everything if all(word.lower() in f"{one.room} {one.what}".lower() for word in words)]
+    if not chosen:
+        rooms = ", ".join(sorted({one.room for one in everything}))
+        print(f"no mutant has {' and '.join(map(repr, words))} in its room or description; the rooms are {rooms}")
+        return 1
     load_libraries()
     started = time.monotonic()
     with copied_trees(SIDE_BY_SIDE) as trees:

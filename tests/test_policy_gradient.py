@@ -1,7 +1,6 @@
 """Policy gradients: the gradient against a plain autograd one, its invariances, and that a reward rises."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -288,45 +287,3 @@ def test_sampling_that_bends_the_policy_is_refused(change: dict[str, float]):
     bent = SAMPLING.model_copy(update=change)
     with pytest.raises(ValueError, match="must follow the policy itself"):
         train_grpo(tiny_model(TOKENIZER), TOKENIZER, PROBLEMS, CONFIG, bent, never, MemoryRun(), 0)
-
-
-def test_a_run_ends_where_its_time_does():
-    whole = trained(CONFIG)[1]
-    spent = CONFIG.model_copy(update={"time_budget_hours": 1e-9})
-    cut = trained(spent)[1]
-    assert cut.points == [], "not even one step fits"
-    assert [line for line in cut.lines if line.startswith("stops: another step would exceed")]
-    ample = trained(CONFIG.model_copy(update={"time_budget_hours": 1.0}))[1]
-    assert [step for step, _ in ample.points] == [step for step, _ in whole.points]
-    with pytest.raises(ValueError, match="leaves the number of steps open"):
-        GRPOConfig(time_budget_hours=1.0, optimizer=OptimizerConfig(schedule="cosine"))
-
-
-class Timed(MemoryRun):
-    """A run that has taken as long as it is told, and is cut off after its first checkpoint if asked."""
-
-    def __init__(self, folder: Path, spent: float, cut: bool) -> None:
-        super().__init__(folder, checkpoint_seconds=0)
-        self.spent, self.cut = spent, cut
-
-    def seconds(self) -> float:
-        return self.spent
-
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        super().save_checkpoint(step, write)
-        if self.cut:
-            raise InterruptedError
-
-
-@pytest.mark.parametrize(("spent", "steps"), [(4.0, [2]), (6.0, [])])
-def test_a_resumed_run_knows_how_long_its_steps_were(spent: float, steps: list[int], tmp_path: Path):
-    config = CONFIG.model_copy(update={"time_budget_hours": 10 / 3600})
-
-    def train(run: MemoryRun) -> None:
-        train_grpo(tiny_model(TOKENIZER), TOKENIZER, PROBLEMS, config, SAMPLING, likes_low_letters, run, 3)
-
-    with pytest.raises(InterruptedError):
-        train(Timed(tmp_path, 0.0, cut=True))
-    resumed = Timed(tmp_path, spent, cut=False)
-    train(resumed)
-    assert [step for step, _ in resumed.points] == steps

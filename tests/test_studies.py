@@ -90,6 +90,19 @@ def test_the_base_model_is_evaluated_once(considered: list[StageSpec], tmp_path:
     assert tested == ["zero-shot: sample test", "plain: sample test"]
 
 
+def test_a_budget_is_for_training_and_all_that_is_evaluated_then(considered: list[StageSpec], tmp_path: Path) -> None:
+    plan_flow(study, str(tmp_path), preset="tiny/leaderboard", overrides={"evaluation.samples_per_problem": 2})
+    trained = next(spec for spec in considered if spec.stage == "grpo")
+    asked = next(spec for spec in considered if spec.stage == "sample" and spec.label.startswith("leaderboard"))
+    ahead = trained.components.config["ahead"]
+    assert trained.components.config["grpo"]["time_budget_hours"] == 0.05
+    assert ahead == {"split": "test", "subset": None, "limit": None, "samples_per_problem": 2}
+    assert ahead == {name: asked.components.config[name] for name in ahead}
+    considered.clear()
+    plan_flow(study, str(tmp_path), preset="tiny/grpo-clip")
+    assert {str(spec.components.config["ahead"]) for spec in considered if spec.stage == "grpo"} == {"None"}
+
+
 def test_every_study_asks_something() -> None:
     questions = study_questions()
     assert set(questions) == set(study_names())

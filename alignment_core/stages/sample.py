@@ -15,7 +15,7 @@ from alignment_core.runs import RunContext
 from alignment_core.sampling import PromptRequest, Sampler, build_requests, make_sampler
 from alignment_core.stage_config import SampleStage
 from alignment_core.stages.artifacts import model_location
-from alignment_core.stages.splits import read_split
+from alignment_core.stages.splits import of_subset, read_split
 
 CONFIG = SampleStage
 CHUNK_BATCHES = 4
@@ -54,13 +54,7 @@ def draw(problems: list[Problem], config: SampleStage, examples: Sequence[Exampl
 
     Raises ValueError if MATH-500 is asked for and no problem is marked as of it.
     """
-    if config.subset == "math500":
-        problems = [one for one in problems if one.meta.get("in_math500") is True]
-        if not problems:
-            raise ValueError(
-                "evaluation.subset is math500, and no problem of the split says in_math500: give data.test rows with "
-                "that field, or a file of MATH-500 and no subset"
-            )
+    problems = of_subset(problems, config.subset)
     if config.draw_seed is not None:
         problems = random.Random(config.draw_seed).sample(problems, len(problems))
     chosen = problems[: config.limit]
