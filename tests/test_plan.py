@@ -204,7 +204,8 @@ def test_a_model_of_unknown_size_is_said_to_be_left_out(tmp_path: Path) -> None:
 
 
 def test_a_plan_refuses_local_input_that_a_run_would_refuse(tmp_path: Path) -> None:
-    rows, empty = tmp_path / "rows.jsonl", tmp_path / "model"
+    rows, blank, empty = tmp_path / "rows.jsonl", tmp_path / "blank.jsonl", tmp_path / "model"
+    blank.write_text("\n\n")
     rows.write_text('{"question": "1+1", "answer": "2"}\n{"question": \n')
     empty.mkdir()
     base = {"model__source": "owner/name", "model__scratch": None}
@@ -212,6 +213,7 @@ def test_a_plan_refuses_local_input_that_a_run_would_refuse(tmp_path: Path) -> N
     for overrides, told in (
         ({**jsonl, "data__train": str(tmp_path / "none.jsonl")}, "no file"),
         ({**jsonl, "data__train": str(rows)}, "rows.jsonl, line 2: not valid JSON"),
+        ({**jsonl, "data__train": str(blank)}, r"blank.jsonl \(train\) has no rows"),
         ({**base, "model__source": str(empty)}, "has no config.json"),
     ):
         with pytest.raises(ValueError, match=told):
