@@ -17,13 +17,9 @@ from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.states import Cancelled, Cancelling, Crashed
 
@@ -151,10 +147,12 @@ class Dispatcher:
         """The flow run that computes the stage, and whether it was made here."""
 
         def find(client: SyncPrefectClient) -> tuple[FlowRun, bool]:
-            if active := _runs_of(client, request, ACTIVE):
+            # One look for both: whoever sees no active one among as many runs asks by the same idempotency key.
+            runs = _runs_of(client, request)
+            if active := [run for run in runs if run.state is not None and run.state.type in ACTIVE]:
                 return active[0], False
             deployment = self._deployment(client, pool_of(request.spec.stage, request.spec.config))
-            previous = len(_runs_of(client, request, None))
+            previous = len(runs)
             while True:
                 run = client.create_flow_run_from_deployment(
                     deployment,
@@ -265,10 +263,10 @@ class Dispatcher:
                 raise KeyboardInterrupt
 
 
-def _runs_of(client: SyncPrefectClient, request: StageRequest, types: list[StateType] | None) -> list[FlowRun]:
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types)) if types else None
+def _runs_of(client: SyncPrefectClient, request: StageRequest) -> list[FlowRun]:
+    """The flow runs that were made for a stage; the newest come first, for the server answers with 200 at most."""
     tags = FlowRunFilterTags(all_=[f"{STAGE_KEY}{request.spec.key}"])
-    return client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tags, state=state))
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tags), sort=FlowRunSort.EXPECTED_START_TIME_DESC)
 
 
 def is_stuck(run: FlowRun) -> bool:

@@ -28,7 +28,7 @@ from alignment_core.stages import prepare as prepare_stage
 from alignment_core.store import Store
 from flows.stage import require_same_code, stage
 from tasks import dispatch, pools, workspace
-from tasks.dispatch import Dispatcher, Patience, RemoteStageError, bug_message
+from tasks.dispatch import ASKED_BY, Dispatcher, Patience, RemoteStageError, bug_message
 from tasks.pools import GPU_POOL, MULTI_POOL, pool_of
 from tasks.progress import LogListener
 from tasks.stage_request import StageRequest
@@ -69,10 +69,8 @@ class Server:
         self.runs.append(run)
         return run
 
-    def read_flow_runs(self, flow_run_filter: Any) -> list[FlowRun]:
-        if flow_run_filter.state is None:
-            return list(self.runs)
-        return [run for run in self.runs if run.state is not None and run.state.type in flow_run_filter.state.type.any_]
+    def read_flow_runs(self, **_options: Any) -> list[FlowRun]:
+        return list(self.runs)
 
     def read_deployment_by_name(self, name: str) -> Any:
         if name.removeprefix("stage/") not in self.pools:
@@ -310,18 +308,26 @@ def test_a_study_that_stops_cancels_what_it_made_and_leaves_what_it_found(
     assert server.runs[0].state.is_running()
 
 
+class Contested(Server):
+    """Somebody else asks for the stage right after every look that sees it with nobody."""
+
+    def read_flow_runs(self, **options: Any) -> list[FlowRun]:
+        seen = super().read_flow_runs(**options)
+        if all(run.state is not None and run.state.is_final() for run in seen):
+            key = f"{SPEC.key}:{len(seen)}"
+            self.create_flow_run_from_deployment(uuid4(), name="theirs", idempotency_key=key, labels={ASKED_BY: "them"})
+        return seen
+
+
 def test_of_two_that_ask_at_once_one_made_the_flow_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    server, heard = Server([Running(), Completed()]), [Heard(), Heard()]
+    crashed = [Running(), Crashed(message="status -9")]
+    server, heard = Contested(crashed, crashed, [Running(), Completed()]), Heard()
     publish(store)
-    monkeypatch.setattr(dispatch, "_runs_of", lambda *_: [])
-    for listener in heard:
-        with served_by(server, monkeypatch) as dispatcher:
-            for run in server.runs:
-                run.state = Running()
-            dispatcher.compute(store, REQUEST, listener)
-    assert len(server.made) == 1
-    assert "asked of pool" in heard[0].lines[0]
-    assert "is already with pool" in heard[1].lines[0]
+    with served_by(server, monkeypatch) as dispatcher:
+        dispatcher.compute(store, REQUEST, heard)
+    assert [one["idempotency_key"].rpartition(":")[2] for one in server.made] == ["0", "1", "2"]
+    assert {one["name"] for one in server.made} == {"theirs"}, "both have the one flow run, also after a crash"
+    assert sum("is already with pool" in line for line in heard.lines) == 3
 
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
