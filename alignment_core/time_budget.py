@@ -1,7 +1,7 @@
 """A training run under a budget of wall-clock time: whether one more step, and the evaluation after it, still fit.
 
-Nothing is guessed: a step is taken to last as long as the longest so far, and a response of the evaluation as long as
-the slowest of the recent rollout batches took for one of its own, times `MARGIN`.
+A step is taken to last as long as the longest so far, and a response of the evaluation as long as the slowest of the
+recent rollout batches took for one of its own.
 """
 
 from collections import deque
@@ -12,7 +12,9 @@ from alignment_core.runs import RunContext
 from alignment_core.training_config import GRPOConfig
 
 MARGIN = 1.5
-"""Time kept for the evaluation, as a multiple of what was measured: it also scores entropies, grades and publishes."""
+"""Time kept for the evaluation, as a multiple of what was measured: it also scores entropies and grades."""
+UNSEEN_SHARE = 0.02
+"""Share of the budget kept besides, for what a run does not see: publishing weights, importing torch once more."""
 RECENT = 8
 """Rollout batches that tell how long sampling takes: the first one warms up, and responses change their length."""
 
@@ -45,17 +47,19 @@ class TimeBudget:
         """Whether the next step would end too late; said aloud if so. All processes hear the same answer."""
         if self._config.time_budget_hours is None:
             return False
-        kept = first_of(self._kept_seconds())
-        spent = first_of(self._run.seconds()) + first_of(self._longest) + kept > 3600 * self._config.time_budget_hours
+        granted = 3600 * self._config.time_budget_hours
+        kept = first_of(self._kept_seconds(granted))
+        spent = first_of(self._run.seconds()) + first_of(self._longest) + kept > granted
         if spent:
             room = f", of which {kept:.0f} s are kept for the evaluation" if self._ahead is not None else ""
             hours = f"{self._config.time_budget_hours:.3g} hours"
             self._run.say(f"stops: another step would exceed the budget of {hours}{room}")
         return spent
 
-    def _kept_seconds(self) -> float:
+    def _kept_seconds(self, granted: float) -> float:
         """For the evaluation ahead, and for the last point of the validation curve before it."""
         if self._ahead is None:
             return 0.0
         responses = self._ahead.responses + self._config.validation_problems
-        return MARGIN * (self._ahead.start_seconds + responses * max(self._sampling) / self._config.rollout_batch_size)
+        sampling = responses * max(self._sampling) / self._config.rollout_batch_size
+        return UNSEEN_SHARE * granted + MARGIN * (self._ahead.start_seconds + sampling)

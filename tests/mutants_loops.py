@@ -345,7 +345,7 @@ LOOP_MUTANTS: list[Mutant] = [
             "self._ahead.responses + self._config.validation_problems",
             "self._ahead.responses",
         ),
-        ("no margin", "return MARGIN * (", "return ("),
+        ("no margin", "+ MARGIN * (", "+ ("),
         ("a resumed run knows no step", "run.seconds() / steps_done if steps_done else 0.0", "0.0"),
     ),
 ]

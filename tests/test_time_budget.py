@@ -12,7 +12,7 @@ from alignment_core.records import Problem, write_jsonl
 from alignment_core.runs import MemoryRun
 from alignment_core.stage_config import EvaluationSize
 from alignment_core.stages.grpo import evaluation_ahead
-from alignment_core.time_budget import MARGIN, RECENT, EvaluationAhead, TimeBudget
+from alignment_core.time_budget import MARGIN, RECENT, UNSEEN_SHARE, EvaluationAhead, TimeBudget
 from alignment_core.training_config import GRPOConfig, OptimizerConfig
 
 CONFIG = GRPOConfig(**{**GRPO, "n_grpo_steps": 2, "validate_every": 2})
@@ -66,12 +66,12 @@ def test_a_resumed_run_knows_how_long_its_steps_were(spent: float, steps: list[i
 @pytest.mark.parametrize(
     ("ahead", "spent"),
     [
-        # 16 responses are sampled a step, in 2 s: 0.125 s each; the last validation asks 16 more.
+        # 16 responses are sampled a step, in 2 s: 0.125 s each; the last validation asks 16 more; 2 % are kept besides.
         (None, False),
-        (EvaluationAhead(0, 0.0), False),  # 3 + 3 + 1.5 * 2 s
-        (EvaluationAhead(0, 1.0), True),  # 3 + 3 + 1.5 * (1 + 2) s
-        (EvaluationAhead(4, 0.0), False),  # 3 + 3 + 1.5 * 2.5 s
-        (EvaluationAhead(6, 0.0), True),  # 3 + 3 + 1.5 * 2.75 s
+        (EvaluationAhead(0, 0.0), False),  # 3 + 3 + 0.2 + 1.5 * 2 s
+        (EvaluationAhead(0, 1.0), True),  # 3 + 3 + 0.2 + 1.5 * (1 + 2) s
+        (EvaluationAhead(4, 0.0), False),  # 3 + 3 + 0.2 + 1.5 * 2.5 s
+        (EvaluationAhead(6, 0.0), True),  # 3 + 3 + 0.2 + 1.5 * 2.75 s
     ],
 )
 def test_room_is_left_for_the_evaluation_as_sampling_was_measured(ahead: EvaluationAhead | None, spent: bool) -> None:
@@ -81,7 +81,7 @@ def test_room_is_left_for_the_evaluation_as_sampling_was_measured(ahead: Evaluat
     budget.note(step_seconds=3.0, sampling_seconds=2.0)
     assert budget.is_spent() == spent
     if spent and ahead is not None:
-        kept = MARGIN * (ahead.start_seconds + (ahead.responses + 16) * 0.125)
+        kept = UNSEEN_SHARE * 10 + MARGIN * (ahead.start_seconds + (ahead.responses + 16) * 0.125)
         assert run.lines == [
             f"stops: another step would exceed the budget of 0.00278 hours, of which {kept:.0f} s are "
             "kept for the evaluation"
@@ -91,12 +91,12 @@ def test_room_is_left_for_the_evaluation_as_sampling_was_measured(ahead: Evaluat
 def test_a_slow_first_step_is_forgotten_for_the_evaluation_but_not_for_the_next_step() -> None:
     budget = TimeBudget(TEN_SECONDS, Timed(spent=1.0), 0, EvaluationAhead(0, 0.0))
     budget.note(step_seconds=4.0, sampling_seconds=4.0)
-    assert budget.is_spent()  # 1 + 4 + 1.5 * 4
+    assert budget.is_spent()  # 1 + 4 + 0.2 + 1.5 * 4
     for _ in range(RECENT - 1):
         budget.note(step_seconds=1.0, sampling_seconds=1.0)
     assert budget.is_spent()
     budget.note(step_seconds=1.0, sampling_seconds=1.0)
-    assert not budget.is_spent()  # 1 + 4 + 1.5 * 1
+    assert not budget.is_spent()  # 1 + 4 + 0.2 + 1.5 * 1
 
 
 def test_the_loop_stops_for_the_evaluation_and_closes_its_curve() -> None:
