@@ -29,12 +29,13 @@ def _time(data: ReportData, answer: ExperimentAnswer) -> Check:
     budgets = [float(value) for value in values_of(data, answer, "budget.hours")]
     seconds = [_seconds(data, row) for member in answer.done for row in member.rows]
     known = [one for one in seconds if one is not None]
-    name, asked = answer.outline.name, f"{min(budgets):g} h"
+    name, granted = answer.outline.name, min(budgets)
+    asked = f"{granted:g} h" if granted >= 1 else duration(3600 * granted)
     if len(known) < len(seconds) or not known:
         return Check(f"{name}: within {asked}, evaluation included: the time of its stages is not known", None)
     of = f", the longest of {len(known)} runs" if len(known) > 1 else ""
     words = f"{name}: took {duration(max(known))} of {asked}, evaluation included{of}"
-    return Check(words, max(known) <= 3600 * min(budgets))
+    return Check(words, max(known) <= 3600 * granted)
 
 
 def _seconds(data: ReportData, row: EvaluationRow) -> float | None:

@@ -51,9 +51,8 @@ class TimeBudget:
         kept = first_of(self._kept_seconds(granted))
         spent = first_of(self._run.seconds()) + first_of(self._longest) + kept > granted
         if spent:
-            room = f", of which {kept:.0f} s are kept for the evaluation" if self._ahead is not None else ""
-            hours = f"{self._config.time_budget_hours:.3g} hours"
-            self._run.say(f"stops: another step would exceed the budget of {hours}{room}")
+            room = f", of which {kept:.0f} are kept for the evaluation" if self._ahead is not None else ""
+            self._run.say(f"stops: another step would exceed the budget of {granted:.0f} seconds{room}")
         return spent
 
     def _kept_seconds(self, granted: float) -> float:

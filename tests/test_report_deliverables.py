@@ -240,6 +240,7 @@ def test_without_a_budget_there_is_no_leaderboard() -> None:
     ("data", "words", "met"),
     [
         (leaderboard((14_000.0, 401.0, 0.0)), "took 4 h 0 min of 4 h", False),
+        (leaderboard((232.9, 1.1, 10.0), budget__hours="0.0666667"), "took 4 min 4 s of 4 min 0 s", False),
         (leaderboard((14_000.0, None, 0.0)), "the time of its stages is not known", None),
         (leaderboard(evaluation__limit="12"), "all test problems: 12 were asked (evaluation.limit 12)", False),
         (leaderboard().model_copy(update={"sizes": {"test": 13}}), "all test problems: 12 were asked", False),

@@ -49,7 +49,7 @@ def train(config: GRPOConfig, run: MemoryRun, ahead: EvaluationAhead | None = No
 def test_a_run_ends_where_its_time_does() -> None:
     run = Timed(spent=11.0)
     assert train(TEN_SECONDS, run) == [0], "not even one step fits"
-    assert [line for line in run.lines if "stops: another step would exceed the budget of 0.00278 hours" in line]
+    assert [line for line in run.lines if "stops: another step would exceed the budget of 10 seconds" in line]
     assert train(TEN_SECONDS, Timed(spent=1.0)) == train(CONFIG, Timed(spent=1e9)) == [0, 1, 2]
     with pytest.raises(ValueError, match="leaves the number of steps open"):
         GRPOConfig(time_budget_hours=1.0, optimizer=OptimizerConfig(schedule="cosine"))
@@ -83,7 +83,7 @@ def test_room_is_left_for_the_evaluation_as_sampling_was_measured(ahead: Evaluat
     if spent and ahead is not None:
         kept = UNSEEN_SHARE * 10 + MARGIN * (ahead.start_seconds + (ahead.responses + 16) * 0.125)
         assert run.lines == [
-            f"stops: another step would exceed the budget of 0.00278 hours, of which {kept:.0f} s are "
+            f"stops: another step would exceed the budget of 10 seconds, of which {kept:.0f} are "
             "kept for the evaluation"
         ]
 
