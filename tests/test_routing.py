@@ -105,9 +105,12 @@ def test_a_study_from_a_deployment_runs_its_members_side_by_side(hosts: Hosts) -
     overrides = {**SMALL, "sft.epochs": 6, "grpo.n_grpo_steps": 12}
     parameters = ["-p", f"overrides={json.dumps(overrides)}", "-p", "executor=work-pool", "-p", f"root={hosts.root}"]
     hosts.done(*PREFECT, "deployment", "run", "study/smoke", *parameters)
-    grpo_run = hosts.until(lambda: hosts.running("stage:sft") and hosts.running("stage:grpo"))
-    with standing_still(grpo_run):  # the command takes longer to start than these few steps
-        shown = hosts.done(*ALIGNFLOW, "status")
+    first = hosts.until(lambda: next(iter(training(hosts)), None))
+    with standing_still(first):  # a process takes longer to start than these few steps
+        hosts.until(lambda: len(training(hosts)) == 2)
+        (second,) = (run for run in training(hosts) if run["id"] != first["id"])
+        with standing_still(second):
+            shown = hosts.done(*ALIGNFLOW, "status")
     for words in ("smoke scratch grpo/base/seed0", "first-gpu0", "second-gpu0", "first-cpu", "busy", "nobody serves"):
         assert words in shown
     study = hosts.until(lambda: ended(hosts.flow_runs("smoke")))
@@ -125,6 +128,11 @@ def test_a_study_from_a_deployment_runs_its_members_side_by_side(hosts: Hosts) -
     studies = {run.info.run_id for run in shown_runs if not parent_of(run)}
     assert {parent_of(run) for run in shown_runs if parent_of(run)} <= studies
     assert {run.info.status for run in shown_runs} == {"FINISHED"}
+
+
+def training(hosts: Hosts) -> list[dict[str, Any]]:
+    """The members that are under way."""
+    return [run for stage in ("sft", "grpo") if (run := hosts.running(f"stage:{stage}")) is not None]
 
 
 @contextmanager
