@@ -48,26 +48,16 @@ def read_rows(source: str, split: str, all_configs: bool = False) -> list[RawRow
     file and line, for what cannot be read; an unreachable hub asks for a local path.
     """
     path = _local_file(source, split)
-    if path is not None:
-        return _local_rows(path, source, split)
-    return _require_rows(_hub_rows(source, split, all_configs), source, split)
+    rows = list(_file_rows(path)) if path is not None else _hub_rows(source, split, all_configs)
+    if not rows:
+        raise ValueError(f"{source} ({split}) has no rows: give a file with at least one problem")
+    return rows
 
 
 def require_readable(source: str, split: str) -> None:
     """Raise ValueError, naming file and line, if a local source cannot be read; a hub id passes without a question."""
-    path = _local_file(source, split)
-    if path is not None:
-        _local_rows(path, source, split)
-
-
-def _local_rows(path: Path, source: str, split: str) -> list[RawRow]:
-    return _require_rows(list(_file_rows(path)), source, split)
-
-
-def _require_rows(rows: list[RawRow], source: str, split: str) -> list[RawRow]:
-    if not rows:
-        raise ValueError(f"{source} ({split}) has no rows: give a file with at least one problem")
-    return rows
+    if _local_file(source, split) is not None:
+        read_rows(source, split)
 
 
 def _local_file(source: str, split: str) -> Path | None:

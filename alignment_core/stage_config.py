@@ -85,19 +85,24 @@ class FewShotStage(Config):
         return settings
 
 
-class SampleStage(Config):
-    """Completions for problems of one split."""
+class EvaluationSize(Config):
+    """How much is asked."""
 
-    sampling: SamplingConfig
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     split: Split
     subset: Literal["math500"] | None = None
     """Only the problems that their source marks as of MATH-500."""
     limit: Positive | None = None
     """How many problems; None means all."""
+    samples_per_problem: Positive = 1
+
+
+class SampleStage(EvaluationSize):
+    """Completions for problems of one split."""
+
+    sampling: SamplingConfig
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     draw_seed: int | None = None
     """Draw `limit` problems by this seed instead of taking the first ones."""
-    samples_per_problem: Positive = 1
     template: str | None = None
     """Ask through this template instead of the problems' own prompts; one with `{examples}` takes them from the input
     `examples`."""
@@ -187,15 +192,6 @@ class DPOStage(Config):
     processes: Positive = 1
     """Processes that train together."""
     seed: int
-
-
-class EvaluationSize(Config):
-    """How much an evaluation asks; fields as in `SampleStage`."""
-
-    split: Split
-    subset: Literal["math500"] | None = None
-    limit: Positive | None = None
-    samples_per_problem: Positive = 1
 
 
 class GRPOStage(Config):

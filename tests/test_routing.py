@@ -107,8 +107,7 @@ def test_a_study_from_a_deployment_runs_its_members_side_by_side(hosts: Hosts) -
     hosts.done(*PREFECT, "deployment", "run", "study/smoke", *parameters)
     first = hosts.until(lambda: next(iter(training(hosts)), None))
     with standing_still(first):  # a process takes longer to start than these few steps
-        hosts.until(lambda: len(training(hosts)) == 2)
-        (second,) = (run for run in training(hosts) if run["id"] != first["id"])
+        second = hosts.until(lambda: next((run for run in training(hosts) if run["id"] != first["id"]), None))
         with standing_still(second):
             shown = hosts.done(*ALIGNFLOW, "status")
     for words in ("smoke scratch grpo/base/seed0", "first-gpu0", "second-gpu0", "first-cpu", "busy", "nobody serves"):

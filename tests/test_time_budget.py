@@ -100,7 +100,7 @@ def test_a_slow_first_step_is_forgotten_for_the_evaluation_but_not_for_the_next_
 
 
 def test_the_loop_stops_for_the_evaluation_and_closes_its_curve() -> None:
-    """A million responses never fit in what is left once sampling was seen to take any time."""
+    """Ten million responses never fit in what is left once sampling was seen to take any time."""
     run = Timed(spent=0.0)
     assert train(TEN_SECONDS, run, EvaluationAhead(10_000_000, 0.0)) == [0, 1, 1]
     assert [sorted(metrics) for _, metrics in run.points][-1] == ["eval/accuracy"]
